@@ -1,0 +1,61 @@
+"""How a model is spread over GPUs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ServingLayout:
+    """Parallel degrees of one serving replica, and the number of replicas.
+
+    One replica has ``tp * pp * dp`` GPUs: ``dp`` attention data-parallel ranks of ``tp`` GPUs, ``pp`` stages. Routed
+    experts are spread over ``ep`` of the ``tp * dp`` GPUs of a stage; the rest is expert tensor parallelism.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    ep: int = 1
+    replicas: int = 1
+
+    @property
+    def n_gpus_per_replica(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    @property
+    def n_gpus(self) -> int:
+        return self.n_gpus_per_replica * self.replicas
+
+    @property
+    def expert_tp(self) -> int:
+        return self.tp * self.dp // self.ep
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingLayout:
+    """Parallel degrees of a training job with expert parallelism folded over tp x cp x dp (Megatron-Core MoE folding).
+
+    GPUs = tp * cp * pp * dp; experts use ep * etp * edp = tp * cp * dp.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    vpp: int = 1  # virtual pipeline stages per rank
+    cp: int = 1
+    dp: int = 1
+    ep: int = 1
+    etp: int = 1
+    sequence_parallel: bool = True
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    recompute: Literal["none", "selective", "full"] = "selective"
+
+    @property
+    def n_gpus(self) -> int:
+        return self.tp * self.pp * self.cp * self.dp
+
+    @property
+    def edp(self) -> int:
+        """Data-parallel copies of each expert shard."""
+        return self.tp * self.cp * self.dp // (self.ep * self.etp)

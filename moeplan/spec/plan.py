@@ -1,0 +1,126 @@
+"""The answer: a plan, frozen, every estimate with its 90 % interval. Field names are the stable JSON keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Q:
+    """An estimate with its 90 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Q:
+        """The same quantity in another unit (factor > 0)."""
+        return Q(self.value * factor, self.low * factor, self.high * factor)
+
+    def inverse(self) -> Q:
+        """1 / quantity; ends swap."""
+        return Q(1.0 / self.value, 1.0 / self.high, 1.0 / self.low)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One check with what it needs and what there is, in ``unit``."""
+
+    check: str
+    ok: bool
+    need: float | None
+    have: float | None
+    unit: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    mean: Q
+    p50: Q
+    p90: Q
+    p95: Q
+    p99: Q
+
+
+@dataclass(frozen=True, slots=True)
+class ServingResult:
+    requests_per_s: Q
+    output_tokens_per_s: Q
+    output_tokens_per_s_per_gpu: Q
+    ttft_s: Percentiles
+    tpot_s: Percentiles
+    e2e_s: Percentiles
+    utilization_frac: Q
+    capacity_requests_per_s: Q | None  # the most the deployment could serve
+    n_requests_simulated: int
+    n_requests_rejected: int
+    saturated: bool  # the queue grew to the end of the simulated window
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    step_time_s: Q
+    tokens_per_s: Q
+    tokens_per_s_per_gpu: Q
+    tflop_per_s_per_gpu: Q
+    mfu_frac: Q
+    wall_time_s: Q
+    gpu_hours: Q
+    goodput_frac: Q
+    n_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryResult:
+    per_gpu_bytes: float
+    capacity_bytes: float
+    breakdown: Mapping[str, float]
+    kv_capacity_tokens: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingResult:
+    imbalance_max_over_mean: Q
+    dropped_frac: Q
+    all_to_all_bytes_per_token: float
+    distinct_experts_per_decode_step: Q | None
+
+
+@dataclass(frozen=True, slots=True)
+class CostResult:
+    usd_per_hour: Q
+    usd_per_month: Q | None
+    usd_per_million_output_tokens: Q | None
+    total_usd: Q | None
+    breakdown: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetResult:
+    limit_usd: float
+    per: str
+    used_usd: Q
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Result of ``simulate``. All top-level keys are always in the JSON, null where they do not apply."""
+
+    moeplan: str
+    scenario: str
+    kind: Literal["serving", "training", "lifecycle"]
+    seed: int
+    feasible: bool
+    verdicts: tuple[Verdict, ...]
+    serving: ServingResult | None
+    training: TrainingResult | None
+    memory: MemoryResult
+    routing: RoutingResult | None
+    cost: CostResult
+    budget: BudgetResult | None
+    time_breakdown: Mapping[str, float]
+    provenance: Mapping[str, Any]

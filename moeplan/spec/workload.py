@@ -1,0 +1,110 @@
+"""What a model is asked to do: requests to serve, tokens to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class LengthDistribution:
+    """Token counts of a prompt or an answer."""
+
+    kind: Literal["fixed", "uniform", "lognormal"]
+    mean_tokens: float
+    low_tokens: int  # fixed: the value; uniform: lower end; lognormal: clip
+    high_tokens: int
+    sigma_log: float = 0.0  # lognormal: standard deviation of ln(tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """Recorded requests. Arrays of shape (n_requests,)."""
+
+    name: str
+    arrival_s: npt.NDArray[np.float64]  # non-decreasing, starts at 0
+    input_tokens: npt.NDArray[np.int64]
+    output_tokens: npt.NDArray[np.int64]
+    attribution: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """When requests come.
+
+    trace: the trace's own times, scaled to ``rate_per_s`` when that is set; poisson: exponential gaps;
+    closed_loop: ``n_users`` users without think time; all_at_once: everything at time zero.
+    """
+
+    kind: Literal["trace", "poisson", "closed_loop", "all_at_once"]
+    rate_per_s: float | None
+    n_users: int | None
+    n_requests: int  # simulated
+    warmup_requests: int  # not counted in the percentiles
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """A stream of requests: from a trace, or drawn from distributions."""
+
+    arrivals: Arrivals
+    trace: Trace | None
+    input_tokens: LengthDistribution | None  # None when the trace gives them
+    output_tokens: LengthDistribution | None
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Settings of the serving engine; overheads come from a preset data file."""
+
+    name: str  # "vllm", "sglang", "trtllm", "llama.cpp"
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    chunked_prefill: bool
+    kv_block_tokens: int
+    memory_utilization_frac: float
+    reserve_bytes: float  # runtime context, graphs, workspace kept outside weights and KV
+    step_overhead_s: float  # host time per iteration not hidden behind the GPU
+    request_overhead_s: float  # per request before its first scheduling (tokenise, transport)
+    cuda_graphs: bool
+    cuda_graph_max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Latency targets [s] at a percentile; None = not asked."""
+
+    ttft_s: float | None
+    tpot_s: float | None
+    e2e_s: float | None
+    percentile: float  # 0..100
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """LoRA adapter: rank and what it is attached to."""
+
+    rank: int
+    targets: Literal["attention", "all_linear"]
+    base_format: str  # key of precision.FORMATS; QLoRA has a 4-bit base
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingWork:
+    """One training run."""
+
+    method: Literal["pretrain", "full_finetune", "lora"]
+    n_tokens: float
+    sequence_tokens: int
+    global_batch_sequences: int
+    micro_batch_sequences: int
+    compute_format: str  # "bf16", "fp8", ...
+    optimizer: Literal["adamw", "adamw_bf16", "adamw_8bit", "muon"]
+    master_weights: bool
+    gradient_bytes_per_param: float
+    adapter: Adapter | None
+    packing_frac: float  # share of positions that hold real tokens
+    overlap_comm_frac: float  # share of dp and ep traffic hidden behind computation
