@@ -1,0 +1,27 @@
+"""moeplan: cost and capacity planning for Mixture-of-Experts models.
+
+``moeplan.load(path)`` reads a scenario, ``moeplan.simulate(scenario)`` returns its plan. Names are loaded on first use, so that
+``import moeplan`` stays cheap.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from moeplan._version import __version__
+
+if TYPE_CHECKING:
+    from moeplan.files.load import load
+    from moeplan.planner.plan import simulate
+
+__all__ = ["__version__", "load", "simulate"]
+
+_LAZY = {"load": "moeplan.files.load", "simulate": "moeplan.planner.plan"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'moeplan' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
