@@ -1,1 +1,67 @@
+"""Command line. One file a command; a command's code is imported only when it runs."""
 
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from moeplan._version import __version__
+from moeplan.errors import MoeplanError
+
+# name -> (module, one-line help). The help stands here so that ``moeplan --help`` imports no command.
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("moeplan.cli.init", "Write a commented starter scenario."),
+    "check": ("moeplan.cli.check", "Read and resolve a scenario; report every problem at once."),
+    "simulate": ("moeplan.cli.simulate", "Turn one scenario into one plan: speed, latency, memory, cost, verdict."),
+    "accuracy": ("moeplan.cli.accuracy", "Predict measured runs and report errors and interval coverage."),
+    "calibrate": ("moeplan.cli.calibrate", "Fit efficiency parameters to measured runs; writes a new fitted file."),
+    "catalog": ("moeplan.cli.catalog", "Show what is known: hardware, models, prices, runs, with sources."),
+    "schema": ("moeplan.cli.schema", "Print the JSON Schema of scenario files, for editors."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run click; turn the package's errors into a message and an exit code (2: input, 1: our bug)."""
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except MoeplanError as error:
+            click.echo(str(error), err=True)
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("aborted", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            # the reader (head, less) went away: not an error of ours
+            sys.stderr.close()
+            sys.exit(0)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="moeplan")
+def main() -> None:
+    """Plan the hardware, layout and cost of Mixture-of-Experts training and serving before you spend.
+
+    Start with: moeplan simulate scenarios/quickstart.yaml
+    """
