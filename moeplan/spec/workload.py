@@ -108,3 +108,13 @@ class TrainingWork:
     adapter: Adapter | None
     packing_frac: float  # share of positions that hold real tokens
     overlap_comm_frac: float  # share of dp and ep traffic hidden behind computation
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """Failures and checkpoints of a long run; defaults come from ``data/reliability.yaml`` with their sources."""
+
+    failures_per_gpu_s: float
+    restart_s: float  # detection, rescheduling, loading
+    checkpoint_interval_s: float
+    checkpoint_write_s: float  # time training stands still for one checkpoint
