@@ -1,8 +1,8 @@
 """Human quantities to SI floats and back: ``parse("80 GB", "bytes") == 8e10``.
 
-Every quantity of a file is a number and a unit in one string. A unit is never assumed; the only dimensions whose plain
-number has a meaning are counts ("tokens", "count") and fractions. Decimal prefixes are powers of 1000 ("GB"), binary ones
-powers of 1024 ("GiB"); capital B is byte, small b is bit.
+Every quantity of a file is a number and a unit in one string. A unit is never assumed; the only dimensions whose
+plain number has a meaning are counts ("tokens", "count") and fractions. Decimal prefixes are powers of 1000 ("GB"),
+binary ones powers of 1024 ("GiB"); capital B is byte, small b is bit.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ class UnitError(ValueError):
         self.hint = hint
 
     def __str__(self) -> str:
-        parts = [self.what, f"allowed: {self.allowed}" if self.allowed else "", f"hint: {self.hint}" if self.hint else ""]
-        return "; ".join(part for part in parts if part)
+        allowed = f"; allowed: {self.allowed}" if self.allowed else ""
+        return self.what + allowed + (f"; hint: {self.hint}" if self.hint else "")
 
 
 def describe(dimension: Dimension) -> tuple[str, str]:
@@ -136,8 +136,8 @@ def describe(dimension: Dimension) -> tuple[str, str]:
 def parse(value: object, dimension: Dimension, currencies: Mapping[str, float] | None = None) -> float:
     """A quantity such as ``"80 GB"`` in SI units (money: US dollars, per hour or month as the dimension's name says).
 
-    ``currencies`` maps a currency code to US dollars per unit; without it only USD is known. The sign is kept: ranges are
-    the caller's business. Raises UnitError for a missing or unknown unit, another dimension, and what is not finite.
+    ``currencies`` maps a currency code to US dollars per unit; without it only USD is known. The sign is kept: ranges
+    are the caller's business. Raises UnitError for a missing or unknown unit, another dimension, and what is not finite.
     """
     name, examples = _NAMES[dimension]
     if isinstance(value, bool) or not isinstance(value, str | int | float):

@@ -1,7 +1,7 @@
 """YAML text to a tree in which every value knows its line and column. Data only: no tags, no code, no interpolation.
 
-Stricter than YAML 1.1: only ``true`` and ``false`` are booleans (``on``, ``yes`` stay text), ``12:30`` stays text, ``1e12`` is a
-number, a key occurs once, aliases may not blow the document up. Limits keep a hostile file cheap.
+Stricter than YAML 1.1: only ``true`` and ``false`` are booleans (``on``, ``yes`` stay text), ``12:30`` and ``007`` stay
+text, ``1e12`` is a number, a key occurs once, aliases may not blow the document up. Limits keep a hostile file cheap.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Scalar: TypeAlias = str | int | float | bool | None
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INT = re.compile(r"[+-]?(?:0|[1-9][0-9]*(?:_[0-9]+)*)", re.ASCII)
-_FLOAT = re.compile(r"[+-]?(?:[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
+_FLOAT = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]*(?:_[0-9]+)*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?\.?(?:inf|nan|infinity)", re.ASCII | re.IGNORECASE)
 _WORDS: dict[str, Scalar] = {"true": True, "false": False, "null": None, "~": None, "": None}
 
@@ -81,7 +81,7 @@ class Node:
 def read_text(path: Path, *, max_bytes: int = MAX_FILE_BYTES, what: str = "scenario") -> str:
     """Text of a UTF-8 file. Size is asked before anything is read.
 
-    Raises InputError for a missing file, a directory, a file above ``max_bytes``, one that is not UTF-8 text, an empty one.
+    Raises InputError for a missing or empty file, a directory, one above ``max_bytes``, one that is not UTF-8 text.
     """
     try:
         if path.is_dir():
@@ -185,9 +185,10 @@ class _Builder:
         if depth > MAX_DEPTH:
             raise InputError([*self._problems, _problem(mark, f"nested deeper than {MAX_DEPTH} levels")])
         if isinstance(event, yaml.AliasEvent):
-            target = self._anchors.get(event.anchor)
+            name = str(event.anchor)
+            target = self._anchors.get(name)
             if target is None:
-                self._add(event, "alias without an earlier complete anchor", path=path, got="*" + event.anchor)
+                self._add(event, "alias without an earlier complete anchor", path=path, got="*" + name)
                 return Node(None, mark)
             self._count(target.size, mark, path)
             return target
@@ -269,4 +270,5 @@ class _Builder:
                 where = Mark(self._file, n + 1, lines[n].index("\t") + 1)
                 return _problem(where, "tab used for indentation", hint="indent with spaces")
         parts = [p for p in (getattr(error, "problem", None), getattr(error, "context", None)) if p]
-        return _problem(mark, "not valid YAML: " + (", ".join(parts) or "syntax error"), hint="check quotes and indentation")
+        what = "not valid YAML: " + (", ".join(parts) or "syntax error")
+        return _problem(mark, what, hint="check quotes and indentation")
