@@ -113,7 +113,7 @@ def decode_attention_time_s(
     device: Device,
     p: Mapping[str, float],
 ) -> Floats:
-    """Time [s] of attention of ``batch`` sequences, one new token each, over ``context_tokens`` keys (itself included)."""
+    """Time [s] of attention of ``batch`` sequences, one new token each, on ``context_tokens`` keys (itself included)."""
     batch, context = np.asarray(batch, float), np.asarray(context_tokens, float)
     heads, kv_heads = np.asarray(n_heads, float), np.asarray(n_kv_heads, float)
     dims = np.asarray(head_dim, float) + np.asarray(v_head_dim, float)

@@ -1,7 +1,7 @@
 """Recurrent token mixers: linear attention (gated delta net, KDA, lightning) and state space (Mamba, Mamba-2).
 
-No measured tables: a roofline on bytes and FLOP with stated estimates, tier ``estimate``. Times [s] are the scan and its
-short convolution, without the projections around it. Equations and validity: ``docs/method/attention.md``.
+No measured tables: a roofline on bytes and FLOP with stated estimates, tier ``estimate``. Times [s] are the scan and
+its short convolution, without the projections around it. Equations and validity: ``docs/method/attention.md``.
 """
 
 from __future__ import annotations
