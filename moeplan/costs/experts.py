@@ -60,15 +60,14 @@ def expert_ffn_time_s(
     """
     n_tokens, assignments, distinct = (np.asarray(x, np.float64) for x in (n_tokens, assignments, distinct))
     hidden_size, max_load = np.asarray(hidden_size, np.float64), np.asarray(max_load, np.float64)
-    weights = hidden_size * np.asarray(intermediate_size) * np.asarray(n_matrices)
+    weights = hidden_size * np.asarray(intermediate_size, np.float64) * np.asarray(n_matrices, np.float64)
     flop_per_s = peak_flop_per_s(fmt, device) * p["compute_frac"]
     padded_rows = np.maximum(assignments, distinct * p["block_rows"])
     width = activation_bytes_per_value(fmt, device)
     token_bytes = assignments * hidden_size * (2.0 * width + 4.0) + n_tokens * hidden_size * 4.0
-    memory_s = (distinct * weights * fmt.bytes_per_value + token_bytes) / (
-        device.memory_bytes_per_s * p["memory_frac"]
-    )
+    memory_s = (distinct * weights * fmt.bytes_per_value + token_bytes) / (device.memory_bytes_per_s * p["memory_frac"])
     grouped_s = joined_s(2.0 * padded_rows * weights / flop_per_s, memory_s, p["sharpness"])
     # The busiest expert's rows run on at most every SM that its share of the tiles can use.
-    sms_frac = np.minimum(1.0, max_load / np.maximum(padded_rows, 1.0) * np.asarray(n_local_experts))
-    return p["launch_s"] + np.maximum(grouped_s, 2.0 * max_load * weights / flop_per_s * sms_frac)
+    sms_frac = np.minimum(1.0, max_load / np.maximum(padded_rows, 1.0) * np.asarray(n_local_experts, np.float64))
+    busiest_s: Array = 2.0 * max_load * weights / flop_per_s * sms_frac
+    return p["launch_s"] + np.maximum(grouped_s, busiest_s)

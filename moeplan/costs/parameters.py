@@ -1,4 +1,4 @@
-"""Which parameters an operation uses: the device's own fit, else the nearest of the device, else the stated estimate."""
+"""Which parameters an operation uses: the device's own fit, else the nearest of the device, else an estimate."""
 
 from __future__ import annotations
 
