@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moeplan.provenance import Tier
 from moeplan.spec.precision import ComputeType
@@ -56,7 +56,7 @@ class OpParameters:
     """Parameters of one operation's cost model on one device, engine and number format.
 
     ``values`` are named in the cost module of the operation. ``log_residual`` holds the 5 %, 50 % and 95 % quantile of
-    ln(measured / predicted) on rows not fitted, or the stated guess of the tier.
+    ln(measured / predicted) on rows not fitted, or the stated guess of the tier; ``regimes`` the same by regime.
     """
 
     op: str
@@ -66,6 +66,7 @@ class OpParameters:
     tier: Tier
     log_residual: tuple[float, float, float]
     source: str
+    regimes: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
