@@ -94,7 +94,7 @@ class MoeMlp:
     n_params_per_expert: int
     n_router_params: int
     expert_hidden_size: int  # differs from the model's hidden size in latent MoE
-    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    scoring: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax"
     n_group: int = 1
     topk_group: int = 1
     n_zero_experts: int = 0  # identity experts (LongCat): selected at no cost
@@ -110,7 +110,7 @@ class Layer:
     """One transformer layer: blocks in execution order (usually a mixer, then a feed-forward)."""
 
     blocks: tuple[Block, ...]
-    n_norm_params: int
+    n_norm_params: int  # norms and whatever else lies outside the blocks, e.g. the input projection of an MTP module
 
     @property
     def n_params(self) -> int:

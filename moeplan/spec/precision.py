@@ -42,6 +42,7 @@ FORMATS: dict[str, NumberFormat] = {
         NumberFormat("int8", 8.0, "int8", "bf16", False, "W8A8, per-channel scales (negligible)"),
         NumberFormat("int8_wo", 8.0 + 16.0 / 128, "bf16", None, True, _HALF_BLOCK + "W8A16, groups of 128 with a 16-bit scale"),
         NumberFormat("int4", 4.0 + (16.0 + 4.0) / 128, "bf16", None, True, _HALF_BLOCK + "W4A16 (AWQ/GPTQ), groups of 128: 16-bit scale, 4-bit zero"),
+        NumberFormat("int4_g32", 4.0 + 16.0 / 32, "bf16", None, True, _HALF_BLOCK + "W4A16 symmetric, groups of 32: 16-bit scale (Kimi-K2.5)"),
         NumberFormat("mxfp4", 4.0 + 8.0 / 32, "fp4", "bf16", False, _HALF_BLOCK + "OCP Microscaling v1.0: 32 values share an 8-bit scale"),
         NumberFormat("nvfp4", 4.0 + 8.0 / 16, "fp4", "bf16", False, _HALF_BLOCK + "NVFP4: 16 values share an 8-bit scale"),
         NumberFormat("mxfp8", 8.0 + 8.0 / 32, "fp8", "bf16", False, _HALF_BLOCK + "OCP Microscaling v1.0: 32 values share an 8-bit scale"),

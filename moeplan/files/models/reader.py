@@ -1,0 +1,74 @@
+"""From a parsed Hugging Face configuration to a ``ModelArchitecture``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from moeplan.errors import did_you_mean
+from moeplan.files.models.checkpoint import checkpoint_format
+from moeplan.files.models.fields import Fields
+from moeplan.files.models.transformer import FAMILIES, Body, Family, read_transformer
+from moeplan.spec.model import ModelArchitecture
+
+READERS: dict[str, Callable[[Fields], Body]] = {
+    **{model_type: partial(read_transformer, family=family) for model_type, family in FAMILIES.items()},
+}
+
+# Multimodal wrappers: the language model is the object under ``text_config``.
+WRAPPERS = frozenset({"llama4"})
+
+
+def read_model(config: Mapping[str, Any], file: str, name: str) -> ModelArchitecture:
+    """The architecture that ``config`` describes.
+
+    Args:
+        config: the parsed JSON object.
+        file: where it came from, for messages.
+        name: the name to give the model.
+
+    Raises:
+        InputError: naming every missing, unknown or wrong field.
+    """
+    outer = Fields(config, file)
+    inner = outer.section("text_config")
+    notes: list[str] = []
+    f = outer if inner is None else inner
+    if inner is not None:
+        notes.append("text part only: the vision or audio encoder is not counted")
+        for key in ("tie_word_embeddings", "quantization_config", "torch_dtype", "dtype"):
+            if key in config and key not in inner.values:
+                inner.values = {**inner.values, key: config[key]}
+    model_type = f.raw("model_type")
+    if not isinstance(model_type, str):
+        f.problem("model_type", "missing field 'model_type'", model_type, hint="is this a Hugging Face config.json?")
+        f.raise_problems()
+    reader = READERS.get(str(model_type))
+    known = reader is not None
+    if reader is None:
+        reader = _generic(f, str(model_type))
+    body = reader(f)
+    checkpoint = checkpoint_format(f)
+    notes += [*body.notes, *f.finish(strict=not known)]
+    if not known:
+        f.problem("model_type", "unknown model_type", model_type, hint=did_you_mean(str(model_type), READERS))
+    f.raise_problems()
+    return ModelArchitecture(
+        name=name,
+        model_type=str(model_type),
+        hidden_size=body.hidden_size,
+        vocab_size=body.vocab_size,
+        max_context_tokens=body.max_context_tokens,
+        layers=body.layers,
+        mtp_layers=body.mtp_layers,
+        tie_embeddings=body.tied,
+        n_final_params=body.n_final_params,
+        checkpoint=checkpoint,
+        notes=tuple(notes),
+    )
+
+
+def _generic(f: Fields, model_type: str) -> Callable[[Fields], Body]:
+    moe = f.has("num_local_experts", "num_experts", "n_routed_experts")
+    return partial(read_transformer, family=Family(moe=moe))
