@@ -71,6 +71,7 @@ class Engine:
     request_overhead_s: float  # per request before its first scheduling (tokenise, transport)
     cuda_graphs: bool
     cuda_graph_max_tokens: int
+    async_scheduling: bool = False  # an iteration is composed while the one before it runs
 
 
 @dataclass(frozen=True, slots=True)
