@@ -1,0 +1,603 @@
+"""The serving engine's iteration loop: continuous batching with paged KV on all replicas of a pool.
+
+One replica is a group of ranks in lockstep (attention data-parallel ranks, and pipeline lanes); each rank has its own waiting
+queue, running set and KV blocks, and an iteration lasts as long as the slowest rank's. The policy is vLLM V1's: running
+sequences decode first, then the token budget goes to prompts in order of arrival, and when no KV block is left the youngest
+sequence is preempted and later recomputed. docs/method/serving.md states what is exact and what is approximated.
+
+No work is done per sequence and iteration. A decoding sequence ends when its rank's iteration counter reaches a number known
+when it joins (a heap holds them), needs a KV block whenever the counter has one residue modulo the block size (counted per
+residue), and adds one token per iteration to the context sum. tests/reference/engine_twin.py does the same step by step.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+PENDING, COMPLETED, REJECTED_EMPTY, REJECTED_CONTEXT, REJECTED_KV = 0, 1, 2, 3, 4
+
+# Entries of Pool.counters
+NEXT_REQUEST, N_ENDED, N_ADMITTED, N_DISPATCHED, N_USERS_READY = 0, 1, 2, 3, 4
+N_COUNTERS = 5
+
+# Columns of Pool.sums, one row per rank or (first columns) per replica; times [s]
+BUSY_S, N_ITERATIONS = 0, 1
+N_REPLICA_SUMS = 2
+PREFILL_TOKENS, DECODE_TOKENS, RUNNING_TIME_S, PEAK_BLOCKS, N_PREEMPTIONS = 0, 1, 2, 3, 4
+N_RANK_SUMS = 5
+
+
+class Table(NamedTuple):
+    """`steps.table.StepTable` as the kernel takes it."""
+
+    token_grid: Floats
+    linear_time_s: Floats
+    decode_batch_grid: Floats
+    decode_context_grid: Floats
+    decode_attention_time_s: Floats
+    prefill_query_grid: Floats
+    prefill_context_grid: Floats
+    prefill_attention_time_s: Floats
+    head_rows_grid: Floats
+    head_time_s: Floats
+    step_overhead_s: float
+    eager_time_s: float
+    graph_max_tokens: float
+
+
+class Limits(NamedTuple):
+    """What a rank may do, and how requests reach it."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int  # >= max_num_seqs
+    chunked_prefill: bool
+    block_tokens: int
+    n_blocks: int
+    max_context_tokens: int
+    ranks_per_replica: int
+    lookahead: bool  # an iteration is composed when the one before it starts (asynchronous scheduling)
+    least_loaded: bool  # else round robin over replicas, then over their ranks
+    closed_loop: bool
+    request_overhead_s: float
+
+
+class Requests(NamedTuple):
+    """Per request, shape (n_requests,)."""
+
+    arrival_s: Floats
+    input_tokens: Ints
+    output_tokens: Ints
+    scheduled_s: Floats
+    first_token_s: Floats
+    finish_s: Floats
+    outcome: Ints
+    rank: Ints
+    next_waiting: Ints  # linked list of a rank's queue, -1 ends
+    generated: Ints  # output tokens when it last joined the decoding batch
+    joined: Ints  # the rank's iteration counter then
+    admission: Ints  # order of admission: the largest is the youngest
+
+
+class Ranks(NamedTuple):
+    """Per rank, shape (n_ranks,) or (n_ranks, ...)."""
+
+    iteration: Ints
+    queue_head: Ints
+    queue_tail: Ints
+    n_waiting: Ints
+    n_decoding: Ints
+    context_sum: Ints  # cached tokens of all decoding sequences
+    free_blocks: Ints
+    prefilling: Ints  # request whose prompt is partly done, or -1: there is at most one, the youngest
+    prefilled: Ints  # its tokens done
+    n_joining: Ints
+    joining: Ints  # (n_ranks, max_num_seqs) requests whose prompt ends in this iteration
+    end_iteration: Floats  # (n_ranks, max_num_seqs) heap of counters at which sequences end
+    end_request: Ints
+    block_residue: Ints  # (n_ranks, block_tokens) sequences that need a block at counters of this residue
+    cell: Floats  # (n_ranks, 6) decode run: constant time, attention at both ends of the context cell, the ends
+    sums: Floats
+
+
+class Pool(NamedTuple):
+    """Replicas and the front door."""
+
+    clock_s: Floats  # (n_replicas,) start of the next iteration
+    previous_s: Floats  # (n_replicas,) start of the last one
+    sums: Floats
+    user_ready_s: Floats  # heap of times at which a closed-loop user sends again
+    user: Ints
+    counters: Ints
+
+
+@njit(cache=True)
+def _cell(grid, x):
+    """Index and fraction of x between two grid points; clamped below the grid, extrapolated above it."""
+    if x <= grid[0]:
+        return 0, 0.0
+    low = 0
+    high = grid.size - 1
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if grid[middle] <= x:
+            low = middle
+        else:
+            high = middle
+    return low, (x - grid[low]) / (grid[low + 1] - grid[low])
+
+
+@njit(cache=True)
+def _interpolate(grid, values, x):
+    i, fraction = _cell(grid, x)
+    return values[i] + fraction * (values[i + 1] - values[i])
+
+
+@njit(cache=True)
+def _interpolate2(grid0, grid1, values, x0, x1):
+    i, f0 = _cell(grid0, x0)
+    j, f1 = _cell(grid1, x1)
+    low = values[i, j] + f0 * (values[i + 1, j] - values[i, j])
+    high = values[i, j + 1] + f0 * (values[i + 1, j + 1] - values[i, j + 1])
+    return low + f1 * (high - low)
+
+
+@njit(cache=True)
+def _heap_push(keys, items, size, key, item):
+    child = size
+    while child > 0:
+        parent = (child - 1) >> 1
+        if keys[parent] <= key:
+            break
+        keys[child] = keys[parent]
+        items[child] = items[parent]
+        child = parent
+    keys[child] = key
+    items[child] = item
+
+
+@njit(cache=True)
+def _heap_remove(keys, items, size, position):
+    """Takes out one entry of a heap of ``size`` entries; position 0 is the smallest."""
+    key = keys[size - 1]
+    item = items[size - 1]
+    while position > 0 and keys[(position - 1) >> 1] > key:
+        parent = (position - 1) >> 1
+        keys[position] = keys[parent]
+        items[position] = items[parent]
+        position = parent
+    child = 2 * position + 1
+    while child < size - 1:
+        if child + 1 < size - 1 and keys[child + 1] < keys[child]:
+            child += 1
+        if keys[child] >= key:
+            break
+        keys[position] = keys[child]
+        items[position] = items[child]
+        position = child
+        child = 2 * position + 1
+    keys[position] = key
+    items[position] = item
+
+
+@njit(cache=True)
+def _blocks(tokens, block_tokens):
+    return (tokens + block_tokens - 1) // block_tokens
+
+
+@njit(cache=True)
+def _cached_tokens(requests, ranks, rank, request):
+    """KV tokens a decoding request holds."""
+    decoded = ranks.iteration[rank] - requests.joined[request]
+    return requests.input_tokens[request] + requests.generated[request] - 1 + decoded
+
+
+@njit(cache=True)
+def _preempt_youngest(limits, requests, ranks, rank):
+    """Puts the youngest running sequence back at the head of the queue; its KV is lost, its output tokens are kept."""
+    request = ranks.prefilling[rank]
+    if request >= 0:
+        ranks.prefilling[rank] = -1
+        held = requests.input_tokens[request] + requests.generated[request]
+    else:
+        keys = ranks.end_iteration[rank]
+        items = ranks.end_request[rank]
+        size = ranks.n_decoding[rank]
+        youngest = 0
+        for i in range(1, size):
+            if requests.admission[items[i]] > requests.admission[items[youngest]]:
+                youngest = i
+        request = items[youngest]
+        _heap_remove(keys, items, size, youngest)
+        held = _cached_tokens(requests, ranks, rank, request)
+        _leave_batch(limits, requests, ranks, rank, request, held)
+        requests.generated[request] += ranks.iteration[rank] - requests.joined[request]
+    ranks.free_blocks[rank] += _blocks(held, limits.block_tokens)
+    ranks.sums[rank, N_PREEMPTIONS] += 1
+    requests.next_waiting[request] = ranks.queue_head[rank]
+    if ranks.queue_head[rank] < 0:
+        ranks.queue_tail[rank] = request
+    ranks.queue_head[rank] = request
+    ranks.n_waiting[rank] += 1
+
+
+@njit(cache=True)
+def _leave_batch(limits, requests, ranks, rank, request, held):
+    ranks.n_decoding[rank] -= 1
+    ranks.context_sum[rank] -= held
+    residue = (ranks.iteration[rank] - held) % limits.block_tokens
+    ranks.block_residue[rank, residue] -= 1
+
+
+@njit(cache=True)
+def _compose(table, limits, requests, ranks, rank, now_s, cutoff_s):
+    """Composes a rank's next iteration from requests ready by ``cutoff_s``. Returns its time [s], 0 when idle."""
+    residue = ranks.iteration[rank] % limits.block_tokens
+    preempted = False
+    while ranks.block_residue[rank, residue] > ranks.free_blocks[rank]:
+        _preempt_youngest(limits, requests, ranks, rank)
+        preempted = True
+    ranks.free_blocks[rank] -= ranks.block_residue[rank, residue]
+
+    n_decoding = ranks.n_decoding[rank]
+    budget = limits.max_num_batched_tokens - n_decoding
+    prefill_tokens = 0
+    attention_s = 0.0
+    n_joining = 0
+    while budget > 0:
+        request = ranks.prefilling[rank]
+        done = ranks.prefilled[rank]
+        if request < 0:
+            request = ranks.queue_head[rank]
+            done = 0
+            if preempted or request < 0 or n_decoding + n_joining >= limits.max_num_seqs:
+                break
+            if requests.arrival_s[request] + limits.request_overhead_s > cutoff_s:
+                break
+        tokens = requests.input_tokens[request] + requests.generated[request]
+        chunk = min(tokens - done, budget)
+        if ranks.prefilling[rank] < 0:
+            blocks = _blocks(tokens, limits.block_tokens)
+            if blocks > ranks.free_blocks[rank]:
+                break
+            if not limits.chunked_prefill and chunk < tokens:
+                # A prompt longer than the whole budget can never fit: it goes alone.
+                if prefill_tokens > 0 or tokens <= limits.max_num_batched_tokens:
+                    break
+                chunk = tokens
+            ranks.free_blocks[rank] -= blocks
+            ranks.queue_head[rank] = requests.next_waiting[request]
+            ranks.n_waiting[rank] -= 1
+            requests.admission[request] = ranks.iteration[rank] * limits.max_num_seqs + n_joining
+            if np.isnan(requests.scheduled_s[request]):
+                requests.scheduled_s[request] = now_s
+        attention_s += _interpolate2(
+            table.prefill_query_grid, table.prefill_context_grid, table.prefill_attention_time_s, float(chunk), float(done)
+        )
+        budget -= chunk
+        prefill_tokens += chunk
+        if done + chunk < tokens:
+            ranks.prefilling[rank] = request
+            ranks.prefilled[rank] = done + chunk
+        else:
+            ranks.prefilling[rank] = -1
+            ranks.joining[rank, n_joining] = request
+            n_joining += 1
+    ranks.n_joining[rank] = n_joining
+
+    ranks.sums[rank, PREFILL_TOKENS] += prefill_tokens
+    used = limits.n_blocks - ranks.free_blocks[rank]
+    ranks.sums[rank, PEAK_BLOCKS] = max(ranks.sums[rank, PEAK_BLOCKS], float(used))
+    if n_decoding > 0:
+        attention_s += _interpolate2(
+            table.decode_batch_grid,
+            table.decode_context_grid,
+            table.decode_attention_time_s,
+            float(n_decoding),
+            ranks.context_sum[rank] / n_decoding,
+        )
+    n_tokens = n_decoding + prefill_tokens
+    if n_tokens == 0:
+        return 0.0
+    return _iteration_time_s(table, n_tokens, n_decoding + n_joining, attention_s)
+
+
+@njit(cache=True)
+def _iteration_time_s(table, n_tokens, n_rows, attention_s):
+    gpu_s = _interpolate(table.token_grid, table.linear_time_s, float(n_tokens)) + attention_s
+    if n_rows > 0:
+        gpu_s += _interpolate(table.head_rows_grid, table.head_time_s, float(n_rows))
+    if n_tokens > table.graph_max_tokens:
+        gpu_s = max(gpu_s, table.eager_time_s)
+    return gpu_s + table.step_overhead_s
+
+
+@njit(cache=True)
+def _end_request(limits, requests, pool, request, outcome, end_s):
+    requests.finish_s[request] = end_s
+    requests.outcome[request] = outcome
+    pool.counters[N_ENDED] += 1
+    if limits.closed_loop:
+        _heap_push(pool.user_ready_s, pool.user, pool.counters[N_USERS_READY], end_s, 0)
+        pool.counters[N_USERS_READY] += 1
+
+
+@njit(cache=True)
+def _complete(limits, requests, ranks, pool, rank, end_s):
+    """Ends a rank's iteration: every decoding sequence has one more token, finished ones leave, prompts done join."""
+    n_decoding = ranks.n_decoding[rank]
+    ranks.sums[rank, DECODE_TOKENS] += n_decoding
+    ranks.context_sum[rank] += n_decoding
+    ranks.iteration[rank] += 1
+    now = ranks.iteration[rank]
+    keys = ranks.end_iteration[rank]
+    items = ranks.end_request[rank]
+    while ranks.n_decoding[rank] > 0 and keys[0] == now:
+        request = items[0]
+        _heap_remove(keys, items, ranks.n_decoding[rank], 0)
+        held = _cached_tokens(requests, ranks, rank, request)
+        _leave_batch(limits, requests, ranks, rank, request, held)
+        ranks.free_blocks[rank] += _blocks(held, limits.block_tokens)
+        _end_request(limits, requests, pool, request, COMPLETED, end_s)
+    for i in range(ranks.n_joining[rank]):
+        request = ranks.joining[rank, i]
+        held = requests.input_tokens[request] + requests.generated[request]
+        requests.generated[request] += 1
+        if np.isnan(requests.first_token_s[request]):
+            requests.first_token_s[request] = end_s
+        left = requests.output_tokens[request] - requests.generated[request]
+        if left == 0:
+            ranks.free_blocks[rank] += _blocks(held, limits.block_tokens)
+            _end_request(limits, requests, pool, request, COMPLETED, end_s)
+        else:
+            requests.joined[request] = now
+            _heap_push(keys, items, ranks.n_decoding[rank], now + left, request)
+            ranks.n_decoding[rank] += 1
+            ranks.context_sum[rank] += held
+            ranks.block_residue[rank, (now - held) % limits.block_tokens] += 1
+    ranks.n_joining[rank] = 0
+
+
+@njit(cache=True)
+def _only_decodes(limits, requests, ranks, first, last):
+    """Iterations for which the batch of ranks first..last-1 certainly keeps its composition (KV aside), 0 if unknown."""
+    steps = np.int64(2**62)
+    for rank in range(first, last):
+        if ranks.prefilling[rank] >= 0:
+            return 0
+        n_decoding = ranks.n_decoding[rank]
+        head = ranks.queue_head[rank]
+        if head >= 0 and n_decoding < limits.max_num_seqs:
+            # Free blocks only shrink while nobody ends, so a prompt that does not fit now will not fit later.
+            tokens = requests.input_tokens[head] + requests.generated[head]
+            if _blocks(tokens, limits.block_tokens) <= ranks.free_blocks[rank]:
+                return 0
+        if n_decoding > 0:
+            steps = min(steps, np.int64(ranks.end_iteration[rank, 0]) - ranks.iteration[rank])
+    return steps
+
+
+@njit(cache=True)
+def _decode_run(table, limits, ranks, pool, replica, steps, limit_s):
+    """Runs up to ``steps`` iterations of an unchanging decode batch while they start before ``limit_s``.
+
+    The last iteration before a sequence ends is left to `_compose` and `_complete`.
+    """
+    first = replica * limits.ranks_per_replica
+    last = first + limits.ranks_per_replica
+    for rank in range(first, last):
+        ranks.cell[rank, 4] = -1.0  # no context cell yet
+        ranks.cell[rank, 5] = -1.0
+    clock_s = pool.clock_s[replica]
+    start_s = pool.previous_s[replica]
+    begin_s = clock_s
+    done = 0
+    while done < steps and clock_s < limit_s:
+        step_s = 0.0
+        for rank in range(first, last):
+            residue = ranks.iteration[rank] % limits.block_tokens
+            if ranks.block_residue[rank, residue] > ranks.free_blocks[rank]:
+                steps = done  # somebody must be preempted
+        if steps == done:
+            break
+        for rank in range(first, last):
+            n = ranks.n_decoding[rank]
+            if n == 0:
+                continue
+            context = ranks.context_sum[rank] / n
+            if context >= ranks.cell[rank, 5]:
+                _enter_cell(table, ranks, rank, n, context)
+            low_s = ranks.cell[rank, 2]
+            fraction = (context - ranks.cell[rank, 4]) / (ranks.cell[rank, 5] - ranks.cell[rank, 4])
+            gpu_s = ranks.cell[rank, 0] + (low_s + max(fraction, 0.0) * (ranks.cell[rank, 3] - low_s))
+            gpu_s += ranks.cell[rank, 1]
+            if n > table.graph_max_tokens:
+                gpu_s = max(gpu_s, table.eager_time_s)
+            step_s = max(step_s, gpu_s + table.step_overhead_s)
+        for rank in range(first, last):
+            ranks.free_blocks[rank] -= ranks.block_residue[rank, ranks.iteration[rank] % limits.block_tokens]
+            ranks.context_sum[rank] += ranks.n_decoding[rank]
+            ranks.iteration[rank] += 1
+        start_s = clock_s
+        clock_s += step_s
+        done += 1
+    for rank in range(first, last):
+        n = ranks.n_decoding[rank]
+        ranks.sums[rank, DECODE_TOKENS] += n * done
+        ranks.sums[rank, RUNNING_TIME_S] += n * (clock_s - begin_s)
+        used = limits.n_blocks - ranks.free_blocks[rank]
+        ranks.sums[rank, PEAK_BLOCKS] = max(ranks.sums[rank, PEAK_BLOCKS], float(used))
+    pool.sums[replica, BUSY_S] += clock_s - begin_s
+    pool.sums[replica, N_ITERATIONS] += done
+    pool.clock_s[replica] = clock_s
+    pool.previous_s[replica] = start_s
+
+
+@njit(cache=True)
+def _enter_cell(table, ranks, rank, n, context):
+    """Fixes a rank's batch size and context cell, so that an iteration costs one linear interpolation."""
+    grid = table.decode_context_grid
+    values = table.decode_attention_time_s
+    i, fraction = _cell(table.decode_batch_grid, float(n))
+    j, _ = _cell(grid, context)
+    ranks.cell[rank, 0] = _interpolate(table.token_grid, table.linear_time_s, float(n))
+    ranks.cell[rank, 1] = _interpolate(table.head_rows_grid, table.head_time_s, float(n))
+    ranks.cell[rank, 2] = values[i, j] + fraction * (values[i + 1, j] - values[i, j])
+    ranks.cell[rank, 3] = values[i, j + 1] + fraction * (values[i + 1, j + 1] - values[i, j + 1])
+    ranks.cell[rank, 4] = grid[j]
+    ranks.cell[rank, 5] = grid[j + 1]
+
+
+@njit(cache=True)
+def _running(limits, ranks, replica):
+    first = replica * limits.ranks_per_replica
+    for rank in range(first, first + limits.ranks_per_replica):
+        if ranks.n_decoding[rank] > 0 or ranks.prefilling[rank] >= 0:
+            return True
+    return False
+
+
+@njit(cache=True)
+def _busy(limits, ranks, replica):
+    first = replica * limits.ranks_per_replica
+    for rank in range(first, first + limits.ranks_per_replica):
+        if ranks.queue_head[rank] >= 0:
+            return True
+    return _running(limits, ranks, replica)
+
+
+@njit(cache=True)
+def _advance(table, limits, requests, ranks, pool, replica, limit_s):
+    """Runs a replica's iterations that start before ``limit_s``; with closed-loop users, only until a request ends."""
+    first = replica * limits.ranks_per_replica
+    last = first + limits.ranks_per_replica
+    n_ended = pool.counters[N_ENDED]
+    while pool.clock_s[replica] < limit_s and _busy(limits, ranks, replica):
+        steps = _only_decodes(limits, requests, ranks, first, last)
+        if steps > 1:
+            _decode_run(table, limits, ranks, pool, replica, steps - 1, limit_s)
+            if pool.clock_s[replica] >= limit_s:
+                return
+        start_s = pool.clock_s[replica]
+        cutoff_s = start_s
+        if limits.lookahead and _running(limits, ranks, replica):
+            cutoff_s = pool.previous_s[replica]
+        step_s = 0.0
+        for rank in range(first, last):
+            step_s = max(step_s, _compose(table, limits, requests, ranks, rank, start_s, cutoff_s))
+        end_s = start_s + step_s
+        for rank in range(first, last):
+            n_running = ranks.n_decoding[rank] + ranks.n_joining[rank] + (ranks.prefilling[rank] >= 0)
+            ranks.sums[rank, RUNNING_TIME_S] += n_running * step_s
+            _complete(limits, requests, ranks, pool, rank, end_s)
+        pool.sums[replica, BUSY_S] += step_s
+        pool.sums[replica, N_ITERATIONS] += 1
+        pool.previous_s[replica] = start_s
+        pool.clock_s[replica] = end_s
+        if limits.closed_loop and pool.counters[N_ENDED] > n_ended:
+            return
+
+
+@njit(cache=True)
+def _choose_rank(limits, ranks, pool, n_replicas):
+    """Rank for the next request: fewest requests waiting or running (ties in turn), or plain round robin."""
+    turn = pool.counters[N_DISPATCHED]
+    n_ranks = n_replicas * limits.ranks_per_replica
+    replica = turn % n_replicas
+    best = replica * limits.ranks_per_replica + (turn // n_replicas) % limits.ranks_per_replica
+    if limits.least_loaded:
+        fewest = np.int64(2**62)
+        start = best
+        for i in range(n_ranks):
+            rank = (start + i) % n_ranks
+            load = ranks.n_waiting[rank] + ranks.n_decoding[rank] + (ranks.prefilling[rank] >= 0)
+            if load < fewest:
+                fewest = load
+                best = rank
+    return best
+
+
+@njit(cache=True)
+def _dispatch(limits, requests, ranks, pool, rank, request, ready_s):
+    """Hands a request to a rank's queue, or rejects it when it can never be served."""
+    n_in = requests.input_tokens[request]
+    n_out = requests.output_tokens[request]
+    if n_in < 1 or n_out < 1:
+        _end_request(limits, requests, pool, request, REJECTED_EMPTY, ready_s)
+        return
+    if n_in + n_out > limits.max_context_tokens:
+        _end_request(limits, requests, pool, request, REJECTED_CONTEXT, ready_s)
+        return
+    if _blocks(n_in + n_out - 1, limits.block_tokens) > limits.n_blocks:
+        _end_request(limits, requests, pool, request, REJECTED_KV, ready_s)
+        return
+    replica = rank // limits.ranks_per_replica
+    if not _busy(limits, ranks, replica):
+        pool.clock_s[replica] = max(pool.clock_s[replica], ready_s)
+        pool.previous_s[replica] = pool.clock_s[replica]
+    pool.counters[N_DISPATCHED] += 1
+    requests.rank[request] = rank
+    requests.next_waiting[request] = -1
+    if ranks.queue_head[rank] < 0:
+        ranks.queue_head[rank] = request
+    else:
+        requests.next_waiting[ranks.queue_tail[rank]] = request
+    ranks.queue_tail[rank] = request
+    ranks.n_waiting[rank] += 1
+
+
+@njit(cache=True)
+def run(table, limits, requests, ranks, pool, until_s):
+    """Advances the pool: all arrivals, and all iterations that start, before ``until_s`` [s].
+
+    State lives in the arrays, so a run cut into any windows gives the same events. Returns how many requests have ended.
+    """
+    n_requests = requests.arrival_s.size
+    n_replicas = pool.clock_s.size
+    counters = pool.counters
+    while True:
+        request = counters[NEXT_REQUEST]
+        sent_s = np.inf
+        if request < n_requests:
+            if not limits.closed_loop:
+                sent_s = requests.arrival_s[request]
+            elif counters[N_USERS_READY] > 0:
+                sent_s = pool.user_ready_s[0]
+        ready_s = sent_s + limits.request_overhead_s
+        limit_s = min(ready_s, until_s)
+        if limits.closed_loop:
+            # Any request that ends sends another, which any replica may get: the one furthest behind goes first.
+            behind = -1
+            second_s = limit_s
+            for replica in range(n_replicas):
+                if _busy(limits, ranks, replica) and pool.clock_s[replica] < limit_s:
+                    if behind < 0 or pool.clock_s[replica] < pool.clock_s[behind]:
+                        if behind >= 0:
+                            second_s = min(second_s, pool.clock_s[behind])
+                        behind = replica
+                    else:
+                        second_s = min(second_s, pool.clock_s[replica])
+            if behind >= 0:
+                # Of replicas at the same instant any may run one iteration: what it ends, it ends later.
+                second_s = max(second_s, np.nextafter(pool.clock_s[behind], np.inf))
+                _advance(table, limits, requests, ranks, pool, behind, second_s)
+                continue
+        if ready_s >= until_s or limits.least_loaded:
+            for replica in range(n_replicas):
+                _advance(table, limits, requests, ranks, pool, replica, limit_s)
+        if ready_s >= until_s:
+            return counters[N_ENDED]
+        rank = _choose_rank(limits, ranks, pool, n_replicas)
+        _advance(table, limits, requests, ranks, pool, rank // limits.ranks_per_replica, limit_s)
+        if limits.closed_loop:
+            _heap_remove(pool.user_ready_s, pool.user, counters[N_USERS_READY], 0)
+            counters[N_USERS_READY] -= 1
+            requests.arrival_s[request] = sent_s
+        counters[NEXT_REQUEST] += 1
+        _dispatch(limits, requests, ranks, pool, rank, request, ready_s)

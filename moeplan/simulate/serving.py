@@ -1,0 +1,255 @@
+"""A serving pool under a traffic, request by request: simpy for the control events, one kernel call per window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import simpy
+
+from moeplan.kernels import engine as kernel
+from moeplan.simulate.arrivals import Requests, draw_requests
+from moeplan.spec.layout import ServingLayout
+from moeplan.spec.workload import Engine, Traffic
+from moeplan.steps.table import StepTable
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+COMPLETED = kernel.COMPLETED
+OUTCOMES = {
+    kernel.COMPLETED: "completed",
+    kernel.REJECTED_EMPTY: "rejected: no input or output tokens",
+    kernel.REJECTED_CONTEXT: "rejected: longer than the context",
+    kernel.REJECTED_KV: "rejected: larger than the KV cache",
+}
+_UNBOUNDED_BLOCKS = 2**50
+_WINDOW_S = 60.0  # simulated time between control events; a run gives the same events for any window
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EventLog:
+    """What happened. Request arrays have shape (n_requests,), in order of arrival; times are NaN where never reached."""
+
+    arrival_s: Floats  # when the user sent it
+    scheduled_s: Floats  # start of the first iteration that worked on it
+    first_token_s: Floats
+    finish_s: Floats  # last token, or the rejection
+    outcome: Ints  # key of OUTCOMES
+    input_tokens: Ints
+    output_tokens: Ints
+    replica: Ints  # -1: rejected at the door
+    n_ranks: int  # queues over all replicas: attention data-parallel ranks x pipeline lanes
+    replica_busy_s: Floats  # (n_replicas,) time in iterations
+    replica_iterations: Ints  # (n_replicas,)
+    prefill_tokens: int  # processed, recomputed ones included
+    decode_tokens: int
+    running_time_s: float  # integral of running sequences over time, all ranks
+    n_preemptions: int
+    kv_peak_frac: float  # fullest moment of the fullest rank
+    window_s: Floats  # (n_windows,) ends of the control windows
+    window_waiting: Ints  # (n_windows,) requests queued then, all ranks
+    window_running: Ints
+
+    @property
+    def completed(self) -> npt.NDArray[np.bool_]:
+        return self.outcome == COMPLETED
+
+
+def simulate_serving(
+    table: StepTable,
+    traffic: Traffic,
+    engine: Engine,
+    layout: ServingLayout,
+    kv_capacity_tokens: float,
+    seed: int,
+    progress: Callable[[float], None] | None = None,
+    *,
+    max_context_tokens: int | None = None,
+    dispatch: Literal["least_loaded", "round_robin"] = "least_loaded",
+    window_s: float = _WINDOW_S,
+) -> EventLog:
+    """Runs ``traffic`` through ``layout.replicas`` replicas until every request has ended.
+
+    kv_capacity_tokens: KV tokens one attention data-parallel rank holds (inf for a model without a KV cache).
+    progress: called after each window with the share of requests ended.
+    max_context_tokens: longer requests (input + output) are rejected; None = no limit but the KV cache.
+    dispatch: how requests reach replicas and their ranks.
+
+    Raises ValueError for traffic or limits that cannot be simulated.
+    """
+    limits = _limits(table, engine, layout, kv_capacity_tokens, max_context_tokens, dispatch)
+    requests = draw_requests(traffic, seed)
+    if not 0.0 < window_s < np.inf:
+        raise ValueError(f"window_s: must be positive and finite (got {window_s})")
+    run = _Run(table, limits._replace(closed_loop=requests.n_users > 0), requests, layout.replicas)
+    environment = simpy.Environment()
+    environment.run(environment.process(run.windows(environment, window_s, progress)))
+    return run.log()
+
+
+def _limits(
+    table: StepTable,
+    engine: Engine,
+    layout: ServingLayout,
+    kv_capacity_tokens: float,
+    max_context_tokens: int | None,
+    dispatch: str,
+) -> kernel.Limits:
+    """Limits of one rank. Pipeline lanes share the sequences and the KV cache of their attention rank evenly."""
+    for name in ("max_num_seqs", "max_num_batched_tokens", "kv_block_tokens"):
+        if getattr(engine, name) < 1:
+            raise ValueError(f"{name}: at least 1 (got {getattr(engine, name)})")
+    if not kv_capacity_tokens >= 0.0:
+        raise ValueError(f"kv_capacity_tokens: must not be negative (got {kv_capacity_tokens})")
+    if layout.replicas < 1 or layout.dp < 1:
+        raise ValueError(f"layout: at least one replica and rank (got {layout.replicas}, {layout.dp})")
+    if dispatch not in ("least_loaded", "round_robin"):
+        raise ValueError(f"dispatch: least_loaded or round_robin (got {dispatch})")
+    n_blocks = kv_capacity_tokens / table.pp / engine.kv_block_tokens
+    return kernel.Limits(
+        max_num_seqs=min(max(engine.max_num_seqs // table.pp, 1), engine.max_num_batched_tokens),
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        chunked_prefill=bool(engine.chunked_prefill),
+        block_tokens=engine.kv_block_tokens,
+        n_blocks=int(min(n_blocks, _UNBOUNDED_BLOCKS)),
+        max_context_tokens=2**60 if max_context_tokens is None else int(max_context_tokens),
+        ranks_per_replica=layout.dp * table.pp,
+        lookahead=bool(engine.async_scheduling),
+        least_loaded=dispatch == "least_loaded",
+        closed_loop=False,
+        request_overhead_s=float(engine.request_overhead_s),
+    )
+
+
+class _Run:
+    """The arrays one simulation lives in."""
+
+    def __init__(self, table: StepTable, limits: kernel.Limits, requests: Requests, n_replicas: int) -> None:
+        self.limits = limits
+        self.table = kernel_table(table)
+        self.requests = _request_state(requests)
+        n_ranks = n_replicas * limits.ranks_per_replica
+        self.ranks = _rank_state(limits, n_ranks, len(requests))
+        self.pool = _pool_state(n_replicas, requests.n_users)
+        self.samples: list[tuple[float, int, int]] = []
+
+    def windows(
+        self, environment: simpy.Environment, window_s: float, progress: Callable[[float], None] | None
+    ) -> Generator[simpy.Event, None, None]:
+        """One simpy event per window: the kernel goes to its end, the queues are sampled."""
+        n_requests = self.requests.arrival_s.size
+        ended = 0
+        while ended < n_requests:
+            yield environment.timeout(window_s)
+            ended = kernel.run(self.table, self.limits, self.requests, self.ranks, self.pool, float(environment.now))
+            running = int(self.ranks.n_decoding.sum() + (self.ranks.prefilling >= 0).sum())
+            self.samples.append((float(environment.now), int(self.ranks.n_waiting.sum()), running))
+            if progress is not None:
+                progress(ended / n_requests)
+
+    def log(self) -> EventLog:
+        sums, limits = self.ranks.sums, self.limits
+        window_s, waiting, running = (np.array(column) for column in zip(*self.samples, strict=True))
+        log = EventLog(
+            arrival_s=self.requests.arrival_s,
+            scheduled_s=self.requests.scheduled_s,
+            first_token_s=self.requests.first_token_s,
+            finish_s=self.requests.finish_s,
+            outcome=self.requests.outcome,
+            input_tokens=self.requests.input_tokens,
+            output_tokens=self.requests.output_tokens,
+            replica=self.requests.rank // limits.ranks_per_replica,
+            n_ranks=self.ranks.iteration.size,
+            replica_busy_s=self.pool.sums[:, kernel.BUSY_S],
+            replica_iterations=self.pool.sums[:, kernel.N_ITERATIONS].astype(np.int64),
+            prefill_tokens=int(sums[:, kernel.PREFILL_TOKENS].sum()),
+            decode_tokens=int(sums[:, kernel.DECODE_TOKENS].sum()),
+            running_time_s=float(sums[:, kernel.RUNNING_TIME_S].sum()),
+            n_preemptions=int(sums[:, kernel.N_PREEMPTIONS].sum()),
+            kv_peak_frac=float(sums[:, kernel.PEAK_BLOCKS].max() / max(limits.n_blocks, 1)),
+            window_s=window_s,
+            window_waiting=waiting,
+            window_running=running,
+        )
+        for name in log.__slots__:
+            if isinstance(value := getattr(log, name), np.ndarray):
+                value.flags.writeable = False
+        return log
+
+
+def kernel_table(table: StepTable) -> kernel.Table:
+    """Own, writable, contiguous copies: the kernel is compiled for exactly that."""
+    arrays = {
+        name: np.array(getattr(table, name), dtype=np.float64, order="C")
+        for name in kernel.Table._fields
+        if name not in ("step_overhead_s", "eager_time_s", "graph_max_tokens")
+    }
+    return kernel.Table(
+        **arrays,
+        step_overhead_s=float(table.step_overhead_s),
+        eager_time_s=float(table.eager_time_s),
+        graph_max_tokens=float(table.graph_max_tokens),
+    )
+
+
+def _request_state(requests: Requests) -> kernel.Requests:
+    n = len(requests)
+    return kernel.Requests(
+        arrival_s=np.array(requests.arrival_s, dtype=np.float64),
+        input_tokens=np.array(requests.input_tokens, dtype=np.int64),
+        output_tokens=np.array(requests.output_tokens, dtype=np.int64),
+        scheduled_s=np.full(n, np.nan),
+        first_token_s=np.full(n, np.nan),
+        finish_s=np.full(n, np.nan),
+        outcome=np.full(n, kernel.PENDING, dtype=np.int64),
+        rank=np.full(n, -1, dtype=np.int64),
+        next_waiting=np.full(n, -1, dtype=np.int64),
+        generated=np.zeros(n, dtype=np.int64),
+        joined=np.zeros(n, dtype=np.int64),
+        admission=np.zeros(n, dtype=np.int64),
+    )
+
+
+def _rank_state(limits: kernel.Limits, n_ranks: int, n_requests: int) -> kernel.Ranks:
+    def zeros() -> Ints:
+        return np.zeros(n_ranks, dtype=np.int64)
+
+    def nobody() -> Ints:
+        return np.full(n_ranks, -1, dtype=np.int64)
+
+    seats = (n_ranks, min(limits.max_num_seqs, n_requests))
+    return kernel.Ranks(
+        iteration=zeros(),
+        queue_head=nobody(),
+        queue_tail=nobody(),
+        n_waiting=zeros(),
+        n_decoding=zeros(),
+        context_sum=zeros(),
+        free_blocks=np.full(n_ranks, limits.n_blocks, dtype=np.int64),
+        prefilling=nobody(),
+        prefilled=zeros(),
+        n_joining=zeros(),
+        joining=np.zeros(seats, dtype=np.int64),
+        end_iteration=np.zeros(seats),
+        end_request=np.zeros(seats, dtype=np.int64),
+        block_residue=np.zeros((n_ranks, limits.block_tokens), dtype=np.int64),
+        cell=np.zeros((n_ranks, 6)),
+        sums=np.zeros((n_ranks, kernel.N_RANK_SUMS)),
+    )
+
+
+def _pool_state(n_replicas: int, n_users: int) -> kernel.Pool:
+    counters = np.zeros(kernel.N_COUNTERS, dtype=np.int64)
+    counters[kernel.N_USERS_READY] = n_users
+    return kernel.Pool(
+        clock_s=np.zeros(n_replicas),
+        previous_s=np.zeros(n_replicas),
+        sums=np.zeros((n_replicas, kernel.N_REPLICA_SUMS)),
+        user_ready_s=np.zeros(n_users),  # all users send at time zero
+        user=np.zeros(n_users, dtype=np.int64),
+        counters=counters,
+    )
