@@ -23,11 +23,12 @@ class SoftmaxAttention:
     window_tokens: int | None = None  # for sliding / chunked
     gated: bool = False  # output gate: a second query-sized projection
     sparse_top_k_tokens: int | None = None  # block/token-sparse softmax attention: keys attended at most
+    index_head_dim: int = 0  # size of the key that the selection of blocks adds to the cache
 
 
 @dataclass(frozen=True, slots=True)
 class LatentAttention:
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1), optionally with a sparse indexer (DSA)."""
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1), optionally with a DSA indexer."""
 
     n_heads: int
     q_lora_rank: int | None
@@ -39,9 +40,9 @@ class LatentAttention:
     index_n_heads: int = 0
     index_head_dim: int = 0
     index_top_k_tokens: int | None = None
-    pattern: Literal["full", "sliding"] = "full"
-    window_tokens: int | None = None
-    kv_compression_ratio: float = 1.0  # tokens folded into one cache entry
+    pattern: Literal["full", "sliding", "compressed"] = "full"
+    window_tokens: int | None = None  # sliding; compressed: raw entries kept beside the compressed ones
+    kv_compression_ratio: float = 1.0  # compressed: tokens folded into one cache entry
 
 
 @dataclass(frozen=True, slots=True)

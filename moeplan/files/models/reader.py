@@ -9,15 +9,44 @@ from typing import Any
 from moeplan.errors import did_you_mean
 from moeplan.files.models.checkpoint import checkpoint_format
 from moeplan.files.models.fields import Fields
+from moeplan.files.models.hybrid import (
+    read_jamba,
+    read_kimi_linear,
+    read_minimax_text_01,
+    read_nemotron_h,
+    read_qwen3_next,
+)
+from moeplan.files.models.variants import (
+    read_dbrx,
+    read_deepseek_v4,
+    read_gemma4,
+    read_grok,
+    read_longcat,
+    read_mimo,
+    read_minimax_m3,
+)
 from moeplan.files.models.transformer import FAMILIES, Body, Family, read_transformer
 from moeplan.spec.model import ModelArchitecture
 
 READERS: dict[str, Callable[[Fields], Body]] = {
     **{model_type: partial(read_transformer, family=family) for model_type, family in FAMILIES.items()},
+    "dbrx": read_dbrx,
+    "grok-1": read_grok,
+    "longcat_flash": read_longcat,
+    "mimo_v2_flash": read_mimo,
+    "minimax_m3": read_minimax_m3,
+    "gemma4_text": read_gemma4,
+    "deepseek_v4": read_deepseek_v4,
+    "qwen3_next": partial(read_qwen3_next, moe=True),
+    "qwen3_5_moe_text": partial(read_qwen3_next, moe=True),
+    "qwen3_5_text": partial(read_qwen3_next, moe=False),
+    "kimi_linear": read_kimi_linear,
+    "bailing_hybrid": read_kimi_linear,
+    "minimax_text_01": read_minimax_text_01,
+    "minimax": read_minimax_text_01,
+    "jamba": read_jamba,
+    "nemotron_h": read_nemotron_h,
 }
-
-# Multimodal wrappers: the language model is the object under ``text_config``.
-WRAPPERS = frozenset({"llama4"})
 
 
 def read_model(config: Mapping[str, Any], file: str, name: str) -> ModelArchitecture:

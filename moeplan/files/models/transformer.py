@@ -238,5 +238,6 @@ def read_moe(f: Fields, family: Family, hidden: int, n_layers: int) -> MoeMlp:
     return moe_mlp(
         hidden, n_experts=n_experts, top_k=top_k, expert_size=expert_size, n_shared=n_shared, shared_size=shared_size,
         shared_gate=family.shared_gate, expert_bias=family.expert_bias, router_bias=family.router_bias,
+        latent_size=f.optional_size("routed_expert_hidden_size"), latent_norm=f.flag("latent_moe_use_norm", False),
         scoring=scoring, n_group=n_group, topk_group=topk_group,
     )  # fmt: skip
