@@ -71,6 +71,7 @@ class Engine:
     request_overhead_s: float  # per request before its first scheduling (tokenise, transport)
     cuda_graphs: bool
     cuda_graph_max_tokens: int
+    eager_layer_s: float = 0.0  # host time per layer of an iteration outside captured graphs
     async_scheduling: bool = False  # an iteration is composed while the one before it runs
 
 

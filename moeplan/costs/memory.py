@@ -1,0 +1,240 @@
+"""Bytes one GPU holds: weights, KV cache and recurrent state, saved activations, optimizer. Equations.
+
+Docs/method/memory.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from moeplan.costs.projections import (
+    dense_shard,
+    kv_heads_per_gpu,
+    mixer_shard,
+    shared_expert_shard,
+    split,
+)
+from moeplan.spec.model import (
+    Block,
+    DenseMlp,
+    LatentAttention,
+    Layer,
+    LinearAttention,
+    Mixer,
+    ModelArchitecture,
+    MoeMlp,
+    SoftmaxAttention,
+    StateSpace,
+)
+from moeplan.spec.precision import FORMATS, NumberFormat, Precision
+
+STATE_BYTES = 4.0  # recurrent states are kept in fp32 (flash-linear-attention, mamba_ssm)
+CONV_BYTES = 2.0  # convolution tails are kept in 16 bit
+
+# Optimizer bytes per trained parameter, master copy apart (ZeRO, arXiv:1910.02054, section 3.1: two fp32 moments;
+# 8-bit: arXiv:2110.02861, two bytes and their block scales; Muon: one fp32 momentum, arXiv:2502.16982).
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2.0 + 2 * 4.0 / 2048, "muon": 4.0}
+MASTER_BYTES = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """Parameters one GPU holds, by what they are stored and synchronised as."""
+
+    attention: float = 0.0  # token mixers
+    dense: float = 0.0  # dense and shared-expert feed-forward
+    experts: float = 0.0  # routed experts
+    embedding: float = 0.0  # embedding, output head, norms, router
+
+    def __add__(self, other: Params) -> Params:
+        return Params(
+            self.attention + other.attention,
+            self.dense + other.dense,
+            self.experts + other.experts,
+            self.embedding + other.embedding,
+        )
+
+    @property
+    def total(self) -> float:
+        return self.attention + self.dense + self.experts + self.embedding
+
+    @property
+    def replicated_over_data(self) -> float:
+        """All but the routed experts: one copy per data-parallel rank."""
+        return self.total - self.experts
+
+    def stored_bytes(self, precision: Precision) -> dict[str, float]:
+        """Bytes by component, quantisation scales included."""
+        return {
+            "attention": self.attention * FORMATS[precision.attention].bytes_per_value,
+            "dense": self.dense * FORMATS[precision.dense].bytes_per_value,
+            "experts": self.experts * FORMATS[precision.experts].bytes_per_value,
+            "embedding": self.embedding * FORMATS[precision.embedding].bytes_per_value,
+        }
+
+
+def block_params(block: Block, hidden_size: int, tp: int, ep: int, expert_tp: int) -> Params:
+    """Parameters of one block on the fullest GPU."""
+    if isinstance(block, MoeMlp):
+        experts = split(block.n_experts, ep) * block.n_params_per_expert / expert_tp
+        shared = shared_expert_shard(block, hidden_size, tp)
+        return Params(dense=shared.n_params, experts=experts, embedding=block.n_router_params)
+    if isinstance(block, DenseMlp):
+        return Params(dense=dense_shard(block, hidden_size, tp).n_params)
+    return Params(attention=mixer_shard(block, hidden_size, tp).n_params)
+
+
+def layers_params(layers: Iterable[Layer], hidden_size: int, tp: int, ep: int, expert_tp: int) -> Params:
+    """Parameters of consecutive layers on the fullest GPU."""
+    total = Params()
+    known: dict[Layer, Params] = {}
+    for layer in layers:
+        if layer not in known:
+            parts = (block_params(block, hidden_size, tp, ep, expert_tp) for block in layer.blocks)
+            known[layer] = sum(parts, Params(embedding=layer.n_norm_params))
+        total += known[layer]
+    return total
+
+
+def vocabulary_params(model: ModelArchitecture, tp: int, *, first: bool, last: bool) -> Params:
+    """Embedding (first stage) and output head (last stage; once where tied on one stage), split over the vocabulary."""
+    tables = int(first) + int(last and not (first and model.tie_embeddings))
+    return Params(
+        embedding=tables * split(model.vocab_size, tp) * model.hidden_size + (model.n_final_params if last else 0)
+    )
+
+
+def stages(model: ModelArchitecture, pp: int) -> list[tuple[Layer, ...]]:
+    """Consecutive layers of each pipeline stage; what does not divide goes to the middle and later stages.
+
+    As engines do.
+    """
+    if pp > model.n_layers:
+        raise ValueError(f"pp {pp} exceeds the {model.n_layers} layers of {model.name}")
+    base, extra = divmod(model.n_layers, pp)
+    # The first and last stage also carry the vocabulary tables, so they get the spare layers last.
+    order = sorted(range(pp), key=lambda stage: (stage == 0) + 2 * (stage == pp - 1))
+    sizes = [base] * pp
+    for stage in order[:extra]:
+        sizes[stage] += 1
+    found, start = [], 0
+    for size in sizes:
+        found.append(model.layers[start : start + size])
+        start += size
+    return found
+
+
+def cache_bytes_per_sequence(layers: Iterable[Layer], context_tokens: float, kv_fmt: NumberFormat, tp: int) -> float:
+    """KV cache and recurrent state of one sequence on one GPU [bytes], windows applied."""
+    known: dict[Layer, float] = {}
+    total = 0.0
+    for layer in layers:
+        if layer not in known:
+            known[layer] = sum(
+                _mixer_cache_bytes(block, context_tokens, kv_fmt, tp)
+                for block in layer.blocks
+                if not isinstance(block, DenseMlp | MoeMlp)
+            )
+        total += known[layer]
+    return total
+
+
+def _mixer_cache_bytes(block: Mixer, context_tokens: float, kv_fmt: NumberFormat, tp: int) -> float:
+    match block:
+        case SoftmaxAttention():
+            kept = min(context_tokens, block.window_tokens or context_tokens)
+            return kept * kv_heads_per_gpu(block, tp) * (block.head_dim + block.v_head_dim) * kv_fmt.bytes_per_value
+        case LatentAttention():  # one latent for all heads: replicated over tp
+            kept = min(context_tokens, block.window_tokens or context_tokens) / block.kv_compression_ratio
+            width = block.kv_lora_rank + block.qk_rope_head_dim
+            index = block.index_head_dim if block.index_n_heads else 0
+            return kept * (width * kv_fmt.bytes_per_value + index)
+        case LinearAttention():
+            keys, values = split(block.n_k_heads, tp) * block.k_head_dim, split(block.n_v_heads, tp) * block.v_head_dim
+            tail = max(0, block.conv_kernel - 1) * (2 * keys + values) * CONV_BYTES
+            return split(block.n_v_heads, tp) * block.k_head_dim * block.v_head_dim * STATE_BYTES + tail
+        case StateSpace():
+            inner = split(block.inner_size, tp)
+            channels = inner + 2 * block.n_groups * block.state_size if block.variant == 2 else inner
+            return inner * block.state_size * STATE_BYTES + max(0, block.conv_kernel - 1) * channels * CONV_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationRule:
+    """How a training step keeps tensors for its backward pass."""
+
+    tp: int
+    sequence_parallel: bool
+    expert_tp: int
+    linear_input_bytes: float  # 2 in bf16, 1 where the GEMM inputs are kept in fp8
+    recompute: Literal["none", "selective", "full"]
+
+    @property
+    def token_split(self) -> int:
+        """Ranks the tensors outside the tensor-parallel regions are divided over (Korthikanti, section 4.2.2)."""
+        return self.tp if self.sequence_parallel else 1
+
+
+def block_activation_bytes_per_token(block: Block, hidden_size: int, rule: ActivationRule) -> float:
+    """Bytes one token leaves behind in one block [bytes per token and GPU], normalisation and residual included.
+
+    Korthikanti et al. (arXiv:2205.05198, section 4), item by item for a gated feed-forward, no dropout and a fused
+    attention kernel that keeps its output and one statistic per head. ``selective`` drops what is cheap to repeat:
+    norm outputs, the activation function's output, latent up-projections.
+    """
+    keep = rule.recompute == "none"
+    ends = 2.0 * hidden_size / rule.token_split  # the block's input, kept for the norm and the residual
+    norm = rule.linear_input_bytes * hidden_size / rule.token_split if keep else 0.0
+    if rule.recompute == "full":
+        return 0.0
+    match block:
+        case DenseMlp():
+            return ends + norm + _mlp_bytes(split(block.intermediate_size, rule.tp), block.n_matrices, rule)
+        case MoeMlp():
+            shared = _mlp_bytes(split(block.shared_intermediate_size, rule.tp), block.n_matrices, rule)
+            scores = 2 * 4.0 * block.n_experts / rule.token_split
+            # Each rank computes the copies its own tokens caused, on average; with expert tp every rank sees all of
+            # the group's.
+            copies = block.top_k / rule.token_split * rule.expert_tp
+            routed = _mlp_bytes(block.expert_intermediate_size / rule.expert_tp, block.n_matrices, rule)
+            permuted = rule.linear_input_bytes * block.expert_hidden_size
+            returned = 2.0 * block.expert_hidden_size
+            return ends + norm + shared + scores + copies * (routed + permuted + returned)
+        case _:
+            return ends + norm + _mixer_bytes(block, rule)
+
+
+def _mlp_bytes(width: float, n_matrices: int, rule: ActivationRule) -> float:
+    kept = 2.0 * (n_matrices - 1) * width
+    return kept + (rule.linear_input_bytes * width if rule.recompute == "none" else 0.0)
+
+
+def _mixer_bytes(block: Mixer, rule: ActivationRule) -> float:
+    match block:
+        case SoftmaxAttention():
+            heads, kv = split(block.n_heads, rule.tp), kv_heads_per_gpu(block, rule.tp)
+            qkv = heads * block.head_dim * (2 if block.gated else 1) + kv * (block.head_dim + block.v_head_dim)
+            return 2.0 * qkv + heads * (2.0 * block.v_head_dim + 4.0)
+        case LatentAttention():
+            heads = split(block.n_heads, rule.tp)
+            latents = (block.q_lora_rank or 0) + block.kv_lora_rank + block.qk_rope_head_dim
+            expanded = heads * (2 * (block.qk_nope_head_dim + block.qk_rope_head_dim) + block.v_head_dim)
+            up = 2.0 * expanded if rule.recompute == "none" else 0.0
+            return 2 * 2.0 * latents + up + heads * (2.0 * block.v_head_dim + 4.0)
+        case LinearAttention():
+            keys = split(block.n_k_heads, rule.tp) * block.k_head_dim
+            values = split(block.n_v_heads, rule.tp) * block.v_head_dim
+            chunk_state = (
+                values * block.k_head_dim * 2.0 / 64.0
+            )  # one state a chunk of 64 tokens (arXiv:2412.06464, section 3.3)
+            return 2.0 * (2 * (2 * keys + values) + 3 * values) + chunk_state
+        case StateSpace():
+            inner = split(block.inner_size, rule.tp)
+            return 2.0 * (5 * inner + 4 * block.n_groups * block.state_size) + inner * block.state_size * 2.0 / 256.0
+
+
+def checkpoint_bytes_per_token(hidden_size: int, rule: ActivationRule) -> float:
+    """What full recomputation keeps of one layer: its input (arXiv:2205.05198, section 5)."""
+    return 2.0 * hidden_size / rule.token_split

@@ -1,0 +1,333 @@
+"""Does it fit: memory of one serving replica or one training job, on its fullest GPU. Equations.
+
+Docs/method/memory.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moeplan.costs.memory import (
+    MASTER_BYTES,
+    OPTIMIZER_BYTES,
+    ActivationRule,
+    Params,
+    block_activation_bytes_per_token,
+    cache_bytes_per_sequence,
+    checkpoint_bytes_per_token,
+    layers_params,
+    stages,
+    vocabulary_params,
+)
+from moeplan.costs.projections import dense_shard, mixer_shard, split
+from moeplan.spec.hardware import Hardware
+from moeplan.spec.layout import ServingLayout, TrainingLayout
+from moeplan.spec.model import DenseMlp, Layer, ModelArchitecture, MoeMlp
+from moeplan.spec.plan import MemoryResult
+from moeplan.spec.precision import FORMATS, Precision
+from moeplan.spec.workload import Adapter, Engine, TrainingWork
+
+# NCCL: 4 MiB per channel and direction (NCCL_BUFFSIZE default, NCCL user guide, environment variables); 24 channels
+# on an
+# NVLink machine is an estimate of what its topology search picks.
+COMMUNICATOR_BYTES = 24 * 2 * 4 * 2**20
+LOGIT_BYTES_SERVING = (
+    14.0  # bf16 logits, and in fp32: logits, probabilities, sampling noise (vLLM sampler, docs/method/memory.md)
+)
+LOGIT_BYTES_TRAINING = 12.0  # bf16 logits and their gradient, fp32 logits and their softmax
+TRAINING_CONTEXT_BYTES = 1.0 * 2**30  # estimate: CUDA context, cuBLAS and cuDNN workspaces
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFit:
+    """Memory of the fullest GPU [bytes].
+
+    ``need_bytes`` is the least that works (serving: one sequence of the longest context); ``breakdown`` is what will be
+    occupied and adds up to ``per_gpu_bytes`` (serving: the KV cache takes what the engine may use).
+    """
+
+    need_bytes: float
+    available_bytes: float  # what the run may use of the device
+    capacity_bytes: float
+    breakdown: Mapping[str, float]
+    kv_capacity_tokens: float | None  # of one attention data-parallel rank
+    kv_bytes_per_token: float | None  # at the mean context, on the stage that holds most
+    stage: int  # the pipeline stage that is fullest
+
+    @property
+    def fits(self) -> bool:
+        return self.need_bytes <= self.available_bytes
+
+    @property
+    def per_gpu_bytes(self) -> float:
+        return sum(self.breakdown.values())
+
+    def result(self, n_ranks: int = 1) -> MemoryResult:
+        """For the plan; ``n_ranks`` attention data-parallel ranks of the replica hold KV cache side by side."""
+        tokens = None if self.kv_capacity_tokens is None else self.kv_capacity_tokens * n_ranks
+        return MemoryResult(self.per_gpu_bytes, self.capacity_bytes, dict(self.breakdown), tokens)
+
+
+def serving_memory(
+    model: ModelArchitecture,
+    hardware: Hardware,
+    layout: ServingLayout,
+    precision: Precision,
+    engine: Engine,
+    *,
+    max_context_tokens: int,
+    mean_context_tokens: float | None = None,
+) -> MemoryFit:
+    """Memory of one serving replica.
+
+    ``mean_context_tokens`` (default: the maximum) sets how much of windowed layers and recurrent states a token of KV
+    capacity carries. Raises ValueError when there are more stages than layers.
+    """
+    fmt = FORMATS[precision.kv_cache]
+    capacity = hardware.device.memory_bytes
+    available = capacity * engine.memory_utilization_frac
+    mean_context = max(1.0, min(mean_context_tokens or max_context_tokens, max_context_tokens))
+    worst: tuple[float, int, dict[str, float], float, float] | None = None
+    for stage, layers in enumerate(stages(model, layout.pp)):
+        first, last = stage == 0, stage == layout.pp - 1
+        params = layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.expert_tp)
+        params += vocabulary_params(model, layout.tp, first=first, last=last)
+        fixed = {f"weights_{name}": size for name, size in params.stored_bytes(precision).items()}
+        fixed["activations"] = _serving_workspace_bytes(model, layers, layout, engine, last=last)
+        fixed["communication"] = _communication_bytes(model, layout, engine)
+        fixed["runtime_reserve"] = engine.reserve_bytes
+        longest = cache_bytes_per_sequence(layers, _in_blocks(max_context_tokens, engine), fmt, layout.tp)
+        usual = cache_bytes_per_sequence(layers, _in_blocks(mean_context, engine), fmt, layout.tp)
+        need = sum(fixed.values()) + longest
+        if worst is None or need > worst[0]:
+            worst = need, stage, fixed, longest, usual / mean_context
+    if worst is None:
+        raise ValueError(f"{model.name}: no layers")
+    need, stage, fixed, longest, per_token = worst
+    cache = max(longest, available - sum(fixed.values()))
+    tokens = max(0.0, available - sum(fixed.values())) / per_token if per_token > 0 else float("inf")
+    return MemoryFit(
+        need_bytes=need,
+        available_bytes=available,
+        capacity_bytes=capacity,
+        breakdown={**fixed, "kv_cache": cache},
+        kv_capacity_tokens=tokens if need <= available else 0.0,
+        kv_bytes_per_token=per_token,
+        stage=stage,
+    )
+
+
+def _in_blocks(tokens: float, engine: Engine) -> float:
+    """Tokens of context rounded up to whole KV blocks (PagedAttention, arXiv:2309.06180, section 4.1)."""
+    return -(-tokens // engine.kv_block_tokens) * engine.kv_block_tokens
+
+
+def _serving_workspace_bytes(
+    model: ModelArchitecture, layers: tuple[Layer, ...], layout: ServingLayout, engine: Engine, *, last: bool
+) -> float:
+    """Largest set of 16-bit tensors alive at once in an iteration of ``max_num_batched_tokens``: a block's.
+
+    Or the sampler's.
+    """
+    tokens, hidden = float(engine.max_num_batched_tokens), model.hidden_size
+    widest = 0.0
+    for block in {block for layer in layers for block in layer.blocks}:
+        if isinstance(block, MoeMlp):
+            # gate-up outputs and the expert outputs share a buffer; the activation's output has its own
+            copies = tokens * layout.dp * block.top_k
+            width = block.expert_intermediate_size / layout.expert_tp
+            shared_buffer = max((block.n_matrices - 1) * width, block.expert_hidden_size)
+            widest = max(widest, 2.0 * copies * (shared_buffer + width) + 2.0 * tokens * layout.dp * hidden)
+        elif isinstance(block, DenseMlp):
+            widest = max(
+                widest, 2.0 * tokens * sum(p.n for p in dense_shard(block, hidden, layout.tp).projections[:1]) * 1.5
+            )
+        else:
+            widest = max(widest, 2.0 * tokens * sum(p.n for p in mixer_shard(block, hidden, layout.tp).projections))
+    sampler = min(engine.max_num_seqs, tokens) * model.vocab_size * LOGIT_BYTES_SERVING if last else 0.0
+    return 2 * 2.0 * tokens * hidden + max(widest, sampler)
+
+
+def _communication_bytes(model: ModelArchitecture, layout: ServingLayout, engine: Engine) -> float:
+    """NCCL buffers of each group this GPU is in, and the engine's all-reduce and gather buffers."""
+    groups = sum(size > 1 for size in (layout.tp, layout.pp, layout.dp, layout.ep))
+    gathered = 2.0 * engine.max_num_batched_tokens * model.hidden_size * layout.dp if layout.dp > 1 else 0.0
+    return groups * COMMUNICATOR_BYTES + gathered
+
+
+def training_memory(
+    model: ModelArchitecture, hardware: Hardware, layout: TrainingLayout, work: TrainingWork
+) -> MemoryFit:
+    """Memory of one training job at the peak of a step (one-forward-one-backward pipeline schedule).
+
+    Raises ValueError when the global batch does not divide into micro batches or there are more stages than layers.
+    """
+    n_micro = micro_batches(layout, work)
+    rule = ActivationRule(
+        tp=layout.tp,
+        sequence_parallel=layout.sequence_parallel,
+        expert_tp=layout.etp,
+        linear_input_bytes=min(2.0, FORMATS[work.compute_format].bytes_per_value),
+        recompute=layout.recompute,
+    )
+    candidates = []
+    for stage, layers in enumerate(stages(model, layout.pp)):
+        first, last = stage == 0, stage == layout.pp - 1
+        params = layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.etp)
+        params += vocabulary_params(model, layout.tp, first=first, last=last)
+        parts = _model_state_bytes(params, model, layers, layout, work)
+        in_flight = _in_flight(stage, n_micro, layout)
+        parts.update(_activation_bytes(model, layers, layout, work, rule, in_flight, last=last))
+        parts["communication"] = COMMUNICATOR_BYTES * sum(
+            size > 1 for size in (layout.tp, layout.pp, layout.cp, layout.dp, layout.ep)
+        )
+        parts["runtime_reserve"] = TRAINING_CONTEXT_BYTES
+        candidates.append((_peak(parts, layout, n_micro), stage))
+    worst, stage = max(candidates, key=lambda item: sum(item[0].values()))
+    need = sum(worst.values())
+    capacity = hardware.device.memory_bytes
+    return MemoryFit(need, capacity, capacity, worst, None, None, stage)
+
+
+def micro_batches(layout: TrainingLayout, work: TrainingWork) -> int:
+    """Micro batches each data-parallel rank runs in a step."""
+    per_rank, rest = divmod(work.global_batch_sequences, layout.dp * work.micro_batch_sequences)
+    if rest or per_rank == 0:
+        raise ValueError(
+            f"a global batch of {work.global_batch_sequences} sequences does not divide into "
+            f"{layout.dp} data-parallel ranks of micro batches of {work.micro_batch_sequences}"
+        )
+    return per_rank
+
+
+def adapter_params(
+    model: ModelArchitecture, layers: tuple[Layer, ...], adapter: Adapter, layout: TrainingLayout
+) -> Params:
+    """LoRA parameters on one GPU: rank (k + n) per adapted matrix (arXiv:2106.09685, section 4.1).
+
+    Ranks are not split.
+    """
+    attention = dense = experts = 0.0
+    for layer in layers:
+        for block in layer.blocks:
+            if isinstance(block, MoeMlp):
+                pair = block.expert_hidden_size + block.expert_intermediate_size / layout.etp
+                experts += adapter.rank * block.n_matrices * pair * split(block.n_experts, layout.ep)
+                if block.shared_intermediate_size:
+                    dense += (
+                        adapter.rank
+                        * block.n_matrices
+                        * (model.hidden_size + block.shared_intermediate_size / layout.tp)
+                    )
+            elif isinstance(block, DenseMlp):
+                dense += adapter.rank * block.n_matrices * (model.hidden_size + block.intermediate_size / layout.tp)
+            else:
+                attention += adapter.rank * sum(
+                    p.k + p.n for p in mixer_shard(block, model.hidden_size, layout.tp).projections
+                )
+    if adapter.targets == "attention":
+        return Params(attention=attention)
+    return Params(attention=attention, dense=dense, experts=experts)
+
+
+def trained_params(
+    model: ModelArchitecture, layers: tuple[Layer, ...], whole: Params, layout: TrainingLayout, work: TrainingWork
+) -> Params:
+    """Parameters on one GPU that get gradients."""
+    return whole if work.adapter is None else adapter_params(model, layers, work.adapter, layout)
+
+
+def _model_state_bytes(
+    params: Params, model: ModelArchitecture, layers: tuple[Layer, ...], layout: TrainingLayout, work: TrainingWork
+) -> dict[str, float]:
+    """Weights, gradients, optimizer states and master weights under ZeRO (arXiv:1910.02054, section 5)."""
+    trained = trained_params(model, layers, params, layout, work)
+    data, expert_data = layout.dp * layout.cp, layout.edp
+
+    def spread(what: Params, sharded: bool) -> float:
+        return (
+            what.replicated_over_data / data + what.experts / expert_data
+            if sharded
+            else what.replicated_over_data + what.experts
+        )
+
+    stored = 2.0 if work.adapter is None else FORMATS[work.adapter.base_format].bytes_per_value
+    weights = stored * spread(params, layout.zero_stage == 3)
+    if work.adapter is not None:
+        weights += 2.0 * spread(trained, layout.zero_stage == 3)
+    elif FORMATS[work.compute_format].bits < 16.0:
+        # the quantised copy of the matrices kept beside the 16-bit weights (Transformer Engine)
+        weights += FORMATS[work.compute_format].bytes_per_value * spread(params, layout.zero_stage == 3)
+    parts = {
+        "weights": weights,
+        "gradients": work.gradient_bytes_per_param * spread(trained, layout.zero_stage >= 2),
+        "optimizer": OPTIMIZER_BYTES[work.optimizer] * spread(trained, layout.zero_stage >= 1),
+        "master_weights": MASTER_BYTES * spread(trained, layout.zero_stage >= 1) if work.master_weights else 0.0,
+    }
+    if layout.zero_stage == 3 and data > 1:  # the running layer and the one fetched ahead, gathered
+        fullest = max(
+            layers_params((layer,), model.hidden_size, layout.tp, layout.ep, layout.etp).total for layer in set(layers)
+        )
+        parts["gathered_weights"] = 2 * stored * fullest
+    return parts
+
+
+def _in_flight(stage: int, n_micro: int, layout: TrainingLayout) -> float:
+    """Micro batches whose activations a stage holds at the peak, in units of its whole share of layers.
+
+    1F1B: pp - stage (arXiv:2104.04473, section 2.2); interleaved: times 1 + (pp - 1) / (pp vpp) on the first stage
+    (arXiv:2205.05198, section 4.2.3).
+    """
+    if layout.pp == 1:
+        return 1.0
+    if layout.vpp == 1:
+        return float(min(layout.pp - stage, n_micro))
+    # warm-up chunks of rank `stage`: 2 (pp - stage - 1) + (vpp - 1) pp, plus the one running
+    chunks = 2 * (layout.pp - stage - 1) + (layout.vpp - 1) * layout.pp + 1
+    return min(chunks / layout.vpp, float(n_micro))
+
+
+def _activation_bytes(
+    model: ModelArchitecture,
+    layers: tuple[Layer, ...],
+    layout: TrainingLayout,
+    work: TrainingWork,
+    rule: ActivationRule,
+    in_flight: float,
+    *,
+    last: bool,
+) -> dict[str, float]:
+    tokens = work.micro_batch_sequences * work.sequence_tokens / layout.cp
+    nothing_saved = ActivationRule(rule.tp, rule.sequence_parallel, rule.expert_tp, rule.linear_input_bytes, "none")
+
+    def per_token(layer: Layer, use: ActivationRule) -> float:
+        return sum(block_activation_bytes_per_token(block, model.hidden_size, use) for block in layer.blocks)
+
+    known = {layer: per_token(layer, rule) for layer in set(layers)}
+    if rule.recompute == "full":
+        kept = sum(checkpoint_bytes_per_token(model.hidden_size, rule) for _ in layers)
+    else:
+        kept = sum(known[layer] for layer in layers)
+    parts = {"activations": tokens * kept * in_flight}
+    if rule.recompute != "none":  # the layer being recomputed has all its tensors once
+        parts["recomputed_layer"] = tokens * max(
+            per_token(layer, nothing_saved) - known[layer] for layer in set(layers)
+        )
+    if last:
+        parts["logits"] = tokens * split(model.vocab_size, layout.tp) * LOGIT_BYTES_TRAINING
+    return parts
+
+
+def _peak(parts: dict[str, float], layout: TrainingLayout, n_micro: int) -> dict[str, float]:
+    """Drop what is not alive together.
+
+    Without data parallelism or accumulation gradients are created during the only backward pass, while activations
+    and logits go away: the peak is the end of the forward pass or the end of the backward pass, whichever is higher.
+    """
+    if layout.n_gpus > 1 or n_micro > 1:
+        return parts
+    transient = ("activations", "recomputed_layer", "logits")
+    if parts["gradients"] > sum(parts.get(name, 0.0) for name in transient):
+        return {name: size for name, size in parts.items() if name not in transient}
+    return {name: size for name, size in parts.items() if name != "gradients"}

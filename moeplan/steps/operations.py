@@ -1,0 +1,140 @@
+"""The cost functions bound to one machine, one engine and one set of number formats.
+
+So that steps compose sizes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moeplan.costs import collectives
+from moeplan.costs.elementwise import elementwise_time_s
+from moeplan.costs.experts import expert_ffn_time_s
+from moeplan.costs.gemm import gemm_time_s
+from moeplan.costs.parameters import ESTIMATES, lookup
+from moeplan.costs.projections import Projection
+from moeplan.costs.roofline import activation_bytes_per_value
+from moeplan.spec.hardware import Hardware
+from moeplan.spec.precision import FORMATS
+
+Array = npt.NDArray[np.float64]
+
+_COLLECTIVES = {  # estimates until the collectives' own are registered
+    "nccl": {"efficiency": 0.8, "base_s": 1e-5, "hop_s": 1e-6},
+    "custom_allreduce": {"efficiency": 0.5, "base_s": 4e-6, "hop_s": 0.5e-6},
+    "moe_all_to_all": {"efficiency": 0.6, "base_s": 2e-5, "hop_s": 1e-6},
+}
+
+ACTIVATION_BYTES = 2.0  # activations between kernels are 16 bit
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """Seconds of single operations on ``hardware`` under ``engine``."""
+
+    hardware: Hardware
+    engine: str
+
+    def parameters(self, op: str, fmt: str) -> Mapping[str, float]:
+        """Values of the operation's parameters, see `costs.parameters.lookup`."""
+        if op in _COLLECTIVES and op not in ESTIMATES:
+            return _COLLECTIVES[op]
+        return lookup(self.hardware, op, self.engine, fmt).values
+
+    def gemm_s(self, tokens: npt.ArrayLike, n: int | float, k: int | float, fmt: str) -> Array:
+        """A weight GEMM, with the quantisation of its input where the arithmetic is narrower than 16 bit."""
+        device = self.hardware.device
+        width = activation_bytes_per_value(FORMATS[fmt], device)
+        time_s = gemm_time_s(tokens, n, k, fmt=FORMATS[fmt], device=device, p=self.parameters("gemm", fmt))
+        if width < ACTIVATION_BYTES:
+            time_s = time_s + self.elementwise_s(np.asarray(tokens, np.float64) * k * (ACTIVATION_BYTES + width))
+        return time_s
+
+    def projections_s(self, tokens: npt.ArrayLike, projections: tuple[Projection, ...], fmt: str) -> Array:
+        """Several weight GEMMs one after another."""
+        total = np.zeros_like(np.asarray(tokens, np.float64))
+        for projection in projections:
+            total = total + self.gemm_s(tokens, projection.n, projection.k, fmt)
+        return total
+
+    def experts_s(
+        self,
+        n_tokens: npt.ArrayLike,
+        *,
+        assignments: npt.ArrayLike,
+        distinct: npt.ArrayLike,
+        max_load: npt.ArrayLike,
+        n_local_experts: int,
+        hidden_size: int,
+        intermediate_size: float,
+        n_matrices: int,
+        fmt: str,
+    ) -> Array:
+        """All routed experts of one layer on this GPU."""
+        return expert_ffn_time_s(
+            n_tokens,
+            assignments=assignments,
+            distinct=distinct,
+            max_load=max_load,
+            n_local_experts=n_local_experts,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            n_matrices=n_matrices,
+            fmt=FORMATS[fmt],
+            device=self.hardware.device,
+            p=self.parameters("moe", fmt),
+        )
+
+    def elementwise_s(self, n_bytes: npt.ArrayLike) -> Array:
+        """One kernel that moves ``n_bytes``."""
+        return elementwise_time_s(n_bytes, device=self.hardware.device, p=self.parameters("elementwise", "bf16"))
+
+    def all_reduce_s(self, n_bytes: npt.ArrayLike, n_gpus: int, ranks_per_domain: int | None = None) -> Array:
+        """All-reduce of ``n_bytes`` on each GPU, by the engine's own kernel where that is faster."""
+        return collectives.fast_all_reduce_time_s(
+            n_bytes,
+            n_gpus,
+            hardware=self.hardware,
+            p=self.parameters("nccl", "bf16"),
+            custom=self.parameters("custom_allreduce", "bf16"),
+            ranks_per_domain=ranks_per_domain,
+        )
+
+    def all_gather_s(self, n_bytes: npt.ArrayLike, n_gpus: int, ranks_per_domain: int | None = None) -> Array:
+        """All-gather with a result of ``n_bytes`` on each GPU; a reduce-scatter of as much input takes as long."""
+        return collectives.all_gather_time_s(
+            n_bytes,
+            n_gpus,
+            hardware=self.hardware,
+            p=self.parameters("nccl", "bf16"),
+            ranks_per_domain=ranks_per_domain,
+        )
+
+    def send_s(self, n_bytes: npt.ArrayLike, *, same_domain: bool) -> Array:
+        """Point to point."""
+        return collectives.send_time_s(
+            n_bytes, hardware=self.hardware, p=self.parameters("nccl", "bf16"), same_domain=same_domain
+        )
+
+    def expert_exchange_s(
+        self,
+        n_tokens: npt.ArrayLike,
+        *,
+        hidden_size: int,
+        top_k: float,
+        n_experts: int,
+        ep: int,
+        dispatch_bytes: float,
+        combine_bytes: float = ACTIVATION_BYTES,
+        imbalance: npt.ArrayLike = 1.0,
+    ) -> Array:
+        """Dispatch and combine of ``n_tokens`` per GPU over ``ep`` ranks by all-to-all."""
+        p = self.parameters("moe_all_to_all", "bf16")
+        common = {"n_experts": n_experts, "ep": ep, "hardware": self.hardware, "p": p, "imbalance": imbalance}
+        there = collectives.moe_dispatch_time_s(n_tokens, hidden_size, top_k, bytes_per_value=dispatch_bytes, **common)
+        back = collectives.moe_combine_time_s(n_tokens, hidden_size, top_k, bytes_per_value=combine_bytes, **common)
+        return there + back

@@ -1,0 +1,347 @@
+"""One iteration of a serving engine: compiled into a `StepTable`, and opened up into parts for one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moeplan.costs import routing as expert_routing
+from moeplan.costs.projections import Projection, dense_shard, kv_heads_per_gpu, mixer_shard, shared_expert_shard, split
+from moeplan.costs.roofline import activation_bytes_per_value
+from moeplan.spec.hardware import Hardware
+from moeplan.spec.layout import ServingLayout
+from moeplan.spec.model import DenseMlp, LatentAttention, Mixer, ModelArchitecture, MoeMlp, SoftmaxAttention
+from moeplan.spec.precision import FORMATS, Precision
+from moeplan.spec.scenario import RoutingAssumption
+from moeplan.spec.workload import Engine
+from moeplan.steps.mixers import decode_mixer_s, prefill_mixer_s, window_tokens
+from moeplan.steps.operations import ACTIVATION_BYTES, Operations
+from moeplan.steps.table import StepTable
+
+Array = npt.NDArray[np.float64]
+
+# Bytes the sampler moves per logit: to fp32 (2 + 4), temperature (4 + 4), softmax (4 + 4), noise (4), division (8 +
+# 4), argmax (4).
+SAMPLER_BYTES_PER_LOGIT = 42.0
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """What one attention data-parallel rank runs in one iteration."""
+
+    decode_batch: float = 0.0  # sequences that emit one token each
+    decode_context_tokens: float = 0.0  # their mean context
+    prompts: tuple[tuple[float, float], ...] = ()  # (new tokens, cached tokens) of each prompt or chunk
+    head_rows: float | None = None  # sequences that reach the head; default: all
+
+    @property
+    def n_tokens(self) -> float:
+        return self.decode_batch + sum(new for new, _ in self.prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class ServingStep:
+    """A model on a machine under an engine: everything the time of an iteration depends on."""
+
+    model: ModelArchitecture
+    hardware: Hardware
+    layout: ServingLayout
+    precision: Precision
+    engine: Engine
+    routing: RoutingAssumption
+
+    @property
+    def ops(self) -> Operations:
+        return Operations(self.hardware, self.engine.name)
+
+    def linear_parts_s(self, n_tokens: Array) -> dict[str, Array]:
+        """What depends on the number of tokens of a rank only, all layers, by part [s]; each like ``n_tokens``."""
+        parts: dict[str, Array] = {}
+
+        def add(found: Mapping[str, Array], times: float) -> None:
+            for name, time_s in found.items():
+                parts[name] = parts.get(name, np.zeros_like(n_tokens)) + times * time_s
+
+        for layer, count in self.model.unique_layers():
+            for block in layer.blocks:
+                if isinstance(block, MoeMlp):
+                    add(self._moe_s(block, n_tokens), count)
+                elif isinstance(block, DenseMlp):
+                    add(self._dense_s(block, n_tokens), count)
+                else:
+                    add(self._projections_s(block, n_tokens), count)
+        add(
+            {"elementwise": self.ops.elementwise_s(n_tokens * self.model.hidden_size * 2 * ACTIVATION_BYTES)}, 1
+        )  # embedding
+        add({"pipeline": self._pipeline_s(n_tokens)}, 1)
+        return parts
+
+    def decode_mixers_s(self, batch: Array, context: Array) -> Array:
+        """Attention and recurrence of all layers for one new token in each of ``batch`` sequences [s]."""
+        total = np.zeros(np.broadcast(batch, context).shape)
+        for block, count in self._mixers():
+            total = total + count * decode_mixer_s(
+                block,
+                batch,
+                context,
+                tp=self.layout.tp,
+                fmt=self.precision.attention,
+                kv=self.precision.kv_cache,
+                ops=self.ops,
+            )
+        return total
+
+    def prefill_mixers_s(self, query: Array, cached: Array) -> Array:
+        """Attention and recurrence of all layers for one prompt chunk [s]: its share of an iteration filled with its
+        like.
+
+        The kernels take all prompts of an iteration at once, so a short prompt does not pay a launch of its own.
+        """
+        batch = np.maximum(1.0, np.floor(self.engine.max_num_batched_tokens / query))
+        total = np.zeros(np.broadcast(query, cached).shape)
+        for block, count in self._mixers():
+            total = total + count * prefill_mixer_s(
+                block,
+                batch,
+                query,
+                cached,
+                tp=self.layout.tp,
+                fmt=self.precision.attention,
+                kv=self.precision.kv_cache,
+                ops=self.ops,
+            )
+        return total / batch
+
+    def head_s(self, rows: Array) -> Array:
+        """Output head, gathering the logits over tp, and sampling for ``rows`` sequences [s]."""
+        vocab = self.model.vocab_size
+        time_s = self.ops.gemm_s(rows, split(vocab, self.layout.tp), self.model.hidden_size, self.precision.embedding)
+        time_s = time_s + self.ops.all_gather_s(rows * vocab * ACTIVATION_BYTES, self.layout.tp)
+        return time_s + self.ops.elementwise_s(rows * vocab * SAMPLER_BYTES_PER_LOGIT)
+
+    def _mixers(self) -> list[tuple[Mixer, int]]:
+        counts: dict[Mixer, int] = {}
+        for layer, count in self.model.unique_layers():
+            for block in layer.blocks:
+                if not isinstance(block, DenseMlp | MoeMlp):
+                    counts[block] = counts.get(block, 0) + count
+        return list(counts.items())
+
+    def _norm_s(self, n_tokens: Array) -> Array:
+        """Residual sum and norm in one kernel: two reads and two writes of the hidden state."""
+        return self.ops.elementwise_s(n_tokens * self.model.hidden_size * 4 * ACTIVATION_BYTES)
+
+    def _tp_all_reduce_s(self, n_tokens: Array) -> Array:
+        return self.ops.all_reduce_s(n_tokens * self.model.hidden_size * ACTIVATION_BYTES, self.layout.tp)
+
+    def _projections_s(self, block: Mixer, n_tokens: Array) -> dict[str, Array]:
+        projections = mixer_shard(block, self.model.hidden_size, self.layout.tp).projections
+        if isinstance(block, LatentAttention):  # the up-projection of the latent belongs to the attention of each phase
+            projections = tuple(p for p in projections if p.name != "kv_up")
+        position = self._position_bytes(block)
+        elementwise = self._norm_s(n_tokens) + (self.ops.elementwise_s(n_tokens * position) if position else 0.0)
+        return {
+            "projections": self.ops.projections_s(n_tokens, projections, self.precision.attention),
+            "elementwise": elementwise,
+            "all_reduce": self._tp_all_reduce_s(n_tokens),
+        }
+
+    def _position_bytes(self, block: Mixer) -> float:
+        """Bytes per token of the rotary embedding (read and write) and of writing the cache."""
+        if isinstance(block, SoftmaxAttention):
+            kv = kv_heads_per_gpu(block, self.layout.tp)
+            rotated = (split(block.n_heads, self.layout.tp) + kv) * block.head_dim
+            return 2 * ACTIVATION_BYTES * rotated + 2 * ACTIVATION_BYTES * kv * (block.head_dim + block.v_head_dim)
+        if isinstance(block, LatentAttention):
+            rotated = (split(block.n_heads, self.layout.tp) + 1) * block.qk_rope_head_dim
+            return 2 * ACTIVATION_BYTES * (rotated + block.kv_lora_rank + block.qk_rope_head_dim)
+        return 0.0
+
+    def _mlp_s(self, projections: tuple[Projection, ...], n_tokens: Array) -> tuple[Array, Array]:
+        """GEMMs and activation function of a dense or shared feed-forward."""
+        gemms = self.ops.projections_s(n_tokens, projections, self.precision.dense)
+        if not projections:
+            return gemms, np.zeros_like(n_tokens)
+        up, down = projections
+        return gemms, self.ops.elementwise_s(n_tokens * (up.n + down.k) * ACTIVATION_BYTES)
+
+    def _dense_s(self, block: DenseMlp, n_tokens: Array) -> dict[str, Array]:
+        gemms, activation = self._mlp_s(
+            dense_shard(block, self.model.hidden_size, self.layout.tp).projections, n_tokens
+        )
+        return {
+            "dense": gemms,
+            "elementwise": self._norm_s(n_tokens) + activation,
+            "all_reduce": self._tp_all_reduce_s(n_tokens),
+        }
+
+    def _moe_s(self, block: MoeMlp, n_tokens: Array) -> dict[str, Array]:
+        hidden, layout = self.model.hidden_size, self.layout
+        shared, activation = self._mlp_s(shared_expert_shard(block, hidden, layout.tp).projections, n_tokens)
+        # softmax and top-k read fp32 scores and write them once
+        choose = self.ops.elementwise_s(n_tokens * block.n_experts * 8.0)
+        router = self.ops.gemm_s(n_tokens, block.n_experts + block.n_zero_experts, hidden, self.precision.embedding)
+        return {
+            "dense": shared,
+            "elementwise": self._norm_s(n_tokens) + activation + choose,
+            "router": router,
+            "experts": self._experts_s(block, n_tokens),
+            "all_to_all": self._expert_exchange_s(block, n_tokens),
+            "all_reduce": self._tp_all_reduce_s(n_tokens)
+            if not self._exchanges_by_all_to_all
+            else np.zeros_like(n_tokens),
+        }
+
+    @property
+    def _exchanges_by_all_to_all(self) -> bool:
+        """Whether dp ranks send tokens to experts one by one instead of gathering all of them everywhere.
+
+        vLLM and SGLang default to all-gather and reduce-scatter; beyond one domain only all-to-all (DeepEP) is usual.
+        """
+        ranks = self.layout.tp * self.layout.dp
+        if self.layout.dp == 1 or self.layout.ep == 1:
+            return False
+        return self.engine.name == "trtllm" or ranks > self.hardware.n_gpus_scale_up
+
+    def _experts_s(self, block: MoeMlp, n_tokens: Array) -> Array:
+        layout = self.layout
+        tokens = n_tokens * layout.dp  # tokens of the whole replica meet in the experts
+        chosen = expert_routing.of_block(block, self.routing.zipf_exponent)
+        assignments = expert_routing.busiest_rank_assignments(tokens, chosen, layout.ep)
+        local = split(block.n_experts, layout.ep)
+        distinct = np.minimum(expert_routing.expected_distinct(tokens, chosen) * local / block.n_experts, assignments)
+        entering = np.minimum(tokens, assignments) if self._exchanges_by_all_to_all else tokens
+        return self.ops.experts_s(
+            entering,
+            assignments=assignments,
+            distinct=distinct,
+            max_load=np.minimum(expert_routing.expected_max_load(tokens, chosen), assignments),
+            n_local_experts=local,
+            hidden_size=block.expert_hidden_size,
+            intermediate_size=block.expert_intermediate_size / layout.expert_tp,
+            n_matrices=block.n_matrices,
+            fmt=self.precision.experts,
+        )
+
+    def _expert_exchange_s(self, block: MoeMlp, n_tokens: Array) -> Array:
+        """Tokens of all data-parallel ranks to the experts and back; nothing where there is one rank."""
+        layout, width = self.layout, block.expert_hidden_size
+        if layout.dp == 1:
+            return np.zeros_like(n_tokens)
+        if not self._exchanges_by_all_to_all:
+            gathered = n_tokens * layout.dp * width * ACTIVATION_BYTES
+            local = max(1, self.hardware.n_gpus_scale_up // layout.tp)
+            return 2 * self.ops.all_gather_s(gathered, layout.dp, min(layout.dp, local))
+        chosen = expert_routing.of_block(block, self.routing.zipf_exponent)
+        mine = n_tokens / layout.tp
+        busiest = expert_routing.busiest_rank_assignments(n_tokens * layout.dp, chosen, layout.ep)
+        mean = n_tokens * layout.dp * chosen.sum() / layout.ep
+        return self.ops.expert_exchange_s(
+            mine,
+            hidden_size=width,
+            top_k=block.top_k,
+            n_experts=block.n_experts,
+            ep=layout.ep,
+            dispatch_bytes=activation_bytes_per_value(FORMATS[self.precision.experts], self.hardware.device),
+            imbalance=busiest / mean,
+        )
+
+    def _pipeline_s(self, n_tokens: Array) -> Array:
+        """Sends between stages: each stage of ``pp`` passes the hidden state on.
+
+        The last returns the sampled tokens.
+        """
+        pp = self.layout.pp
+        if pp == 1:
+            return np.zeros_like(n_tokens)
+        same = self.layout.n_gpus_per_replica <= self.hardware.n_gpus_scale_up
+        hidden = self.ops.send_s(
+            n_tokens * self.model.hidden_size * ACTIVATION_BYTES / self.layout.tp, same_domain=same
+        )
+        return pp * hidden
+
+    @property
+    def eager_floor_s(self) -> float:
+        """Host time of an iteration that runs outside captured graphs."""
+        return self.engine.eager_layer_s * self.model.n_layers
+
+
+def step_parts_s(step: ServingStep, iteration: Iteration) -> dict[str, float]:
+    """The parts of one iteration [s]; they add up to its time.
+
+    One stage of a pipeline takes 1/pp of all but ``overhead``.
+    """
+    tokens = np.asarray(iteration.n_tokens, np.float64)
+    parts = {name: float(time_s) for name, time_s in step.linear_parts_s(tokens).items()}
+    attention = 0.0
+    if iteration.decode_batch:
+        attention += float(
+            step.decode_mixers_s(np.asarray(iteration.decode_batch), np.asarray(iteration.decode_context_tokens))
+        )
+    for new, cached in iteration.prompts:
+        attention += float(step.prefill_mixers_s(np.asarray(float(new)), np.asarray(float(cached))))
+    parts["attention"] = attention
+    rows = iteration.decode_batch + len(iteration.prompts) if iteration.head_rows is None else iteration.head_rows
+    parts["head"] = float(step.head_s(np.asarray(float(rows)))) if rows else 0.0
+    parts["overhead"] = step.engine.step_overhead_s
+    graph_max = step.engine.cuda_graph_max_tokens if step.engine.cuda_graphs else 0
+    if iteration.n_tokens > graph_max:
+        parts["eager_launch"] = max(0.0, step.eager_floor_s - (sum(parts.values()) - parts["overhead"]))
+    return parts
+
+
+def compile_step_table(
+    model: ModelArchitecture,
+    hardware: Hardware,
+    layout: ServingLayout,
+    precision: Precision,
+    engine: Engine,
+    routing: RoutingAssumption,
+) -> StepTable:
+    """All times of an iteration on grids, see `StepTable` and docs/decisions/0001.
+
+    Raises ValueError where the layout needs a link the hardware does not have, or the device no rate for a format.
+    """
+    step = ServingStep(model, hardware, layout, precision, engine, routing)
+    most_tokens = max(engine.max_num_batched_tokens, engine.max_num_seqs, 2)
+    tokens = _grid(1, most_tokens, 3)
+    parts = step.linear_parts_s(tokens)
+    batch = _grid(1, max(engine.max_num_seqs, 2), 2)
+    corners = [window for block, _ in step._mixers() if (window := _corner(block)) is not None]
+    context = _grid(1, max(model.max_context_tokens, 2), 1, corners)
+    query = _grid(1, most_tokens, 4)
+    cached = np.concatenate([[0.0], _grid(64, max(model.max_context_tokens, 128), 1, corners)])
+    rows = _grid(1, max(engine.max_num_seqs, 2), 2)
+    return StepTable(
+        token_grid=tokens,
+        linear_time_s=np.sum(list(parts.values()), axis=0),
+        decode_batch_grid=batch,
+        decode_context_grid=context,
+        decode_attention_time_s=step.decode_mixers_s(batch[:, None], context[None, :]),
+        prefill_query_grid=query,
+        prefill_context_grid=cached,
+        prefill_attention_time_s=step.prefill_mixers_s(query[:, None], cached[None, :]),
+        head_rows_grid=rows,
+        head_time_s=step.head_s(rows),
+        step_overhead_s=engine.step_overhead_s,
+        eager_time_s=step.eager_floor_s,
+        graph_max_tokens=engine.cuda_graph_max_tokens if engine.cuda_graphs else 0,
+        pp=layout.pp,
+        parts=parts,
+    )
+
+
+def _corner(block: Mixer) -> float | None:
+    """Context at which the block's cost stops growing."""
+    return window_tokens(block) if isinstance(block, SoftmaxAttention | LatentAttention) else None
+
+
+def _grid(low: float, high: float, per_octave: int, extra: list[float] | None = None) -> Array:
+    """Whole numbers from ``low`` to ``high``, about ``per_octave`` to a doubling, with ``extra`` points inside."""
+    n = int(np.ceil(np.log2(high / low) * per_octave)) + 1
+    points = np.round(np.geomspace(low, high, n))
+    inside = [x for x in extra or () if low < x < high]
+    return np.unique(np.concatenate([points, inside]))
