@@ -15,6 +15,7 @@ from moeplan.spec.hardware import Hardware
 MAX_TRAIN_ROWS = 6000  # more rows move no parameter by a standard error; keeps a calibration to minutes
 MIN_TRAIN_ROWS = 40
 MIN_REGIME_ROWS = 30  # fewer rows give no usable quantile
+PRIOR_SPREAD = 1.0  # ln units: pulls a parameter the rows say nothing about to its start; one row's weight each
 LOSS_SCALE = 0.08  # ln units: residuals beyond about 8 % count linearly, not squared
 QUANTILES = (0.05, 0.50, 0.95)
 
@@ -111,11 +112,12 @@ def solve(
 
     def residual(theta: Array) -> Array:
         predicted = model.time_s(inputs, hardware, fmt, from_theta(parameters, theta))
-        return np.log(predicted) - log_measured
+        return np.append(np.log(predicted) - log_measured, (theta - start) / scale)
 
     start, lower, upper = (
         np.array([_to_theta(p, getattr(p, end)) for p in parameters]) for end in ("start", "lower", "upper")
     )
+    scale = np.array([PRIOR_SPREAD / LOSS_SCALE if p.log else (p.upper - p.lower) / LOSS_SCALE for p in parameters])
     solution = least_squares(
         residual, start, bounds=(lower, upper), loss="soft_l1", f_scale=LOSS_SCALE, x_scale="jac", max_nfev=200
     )

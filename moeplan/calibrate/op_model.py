@@ -107,6 +107,11 @@ def dtype_column(name: str) -> Callable[[pd.DataFrame, Place], pd.Series]:
     return format_of
 
 
+def parameters(start: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> tuple[Parameter, ...]:
+    """Logarithmic parameters that start at a cost module's estimates."""
+    return tuple(Parameter(name, value, *bounds[name]) for name, value in start.items())
+
+
 def usable(model: OpModel, frame: pd.DataFrame, place: Place) -> tuple[pd.Series, dict[str, int]]:
     """Mask of the rows no exclusion applies to, and how many rows each reason took."""
     keep = pd.Series(True, index=frame.index)

@@ -7,6 +7,7 @@ perfect overlap (the maximum), p = 1 is none (the sum).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -30,6 +31,14 @@ def joined_s(compute_s: Array, memory_s: Array, sharpness: float) -> Array:
     # factored so that neither power overflows
     ratio = np.divide(shorter, longer, out=np.zeros_like(longer), where=longer > 0.0)
     return longer * (1.0 + ratio**sharpness) ** (1.0 / sharpness)
+
+
+def memory_time_s(n_bytes: Array, device: Device, p: Mapping[str, float]) -> Array:
+    """Time [s] to move ``n_bytes``; what fits in a part of the L2 moves faster (memory_frac, l2_frac, l2_gain)."""
+    time_s: Array = n_bytes / (device.memory_bytes_per_s * p["memory_frac"])
+    if device.l2_bytes is None:
+        return time_s
+    return time_s / (1.0 + p["l2_gain"] / (1.0 + np.square(n_bytes / (device.l2_bytes * p["l2_frac"]))))
 
 
 def compute_type(fmt: NumberFormat, device: Device) -> ComputeType:

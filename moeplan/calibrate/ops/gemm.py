@@ -7,10 +7,26 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from moeplan.calibrate.op_model import Array, Exclusion, Inputs, OpModel, Parameter, Place, dtype_column
+from moeplan.calibrate.op_model import Array, Exclusion, Inputs, OpModel, Place, dtype_column, parameters
 from moeplan.costs.gemm import DEFAULTS, gemm_time_s
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.precision import FORMATS
+
+_BOUNDS = {
+    "compute_frac": (0.02, 1.5),
+    "memory_frac": (0.02, 1.5),
+    "launch_s": (2e-7, 1e-3),
+    "sharpness": (1.0, 12.0),
+    "small_tile_frac": (0.3, 1.0),
+    "fill_k": (1.0, 3000.0),
+    "split_k": (32.0, 1e5),
+    "wave_frac": (0.01, 1.0),
+    "misaligned_factor": (0.9, 2.0),
+    "quantize_frac": (0.02, 2.0),
+    "quantize_row_values": (32.0, 8000.0),
+    "l2_frac": (0.05, 1.0),
+    "l2_gain": (0.01, 10.0),
+}
 
 
 def _inputs(frame: pd.DataFrame, _hardware: Hardware, _fmt: str) -> Inputs:
@@ -39,12 +55,7 @@ MODEL = OpModel(
     columns=("m", "n", "k", "gemm_dtype"),
     latency=("latency_ms", 1e-3),
     shape_columns=("m", "n", "k"),
-    parameters=(
-        Parameter("compute_frac", DEFAULTS["compute_frac"], 0.02, 1.5),
-        Parameter("memory_frac", DEFAULTS["memory_frac"], 0.02, 1.5),
-        Parameter("launch_s", DEFAULTS["launch_s"], 2e-7, 1e-3),
-        Parameter("sharpness", DEFAULTS["sharpness"], 1.0, 12.0),
-    ),
+    parameters=parameters(DEFAULTS, _BOUNDS),
     format_of=dtype_column("gemm_dtype"),
     inputs=_inputs,
     time_s=_time_s,
