@@ -29,7 +29,7 @@ def is_path(name: str) -> bool:
 
 
 def resolve_path(text: str, base_dir: Path | None, what: str) -> Path:
-    """Absolute path of ``text`` seen from ``base_dir``, the folder of the file that names it (None: the current folder).
+    """Absolute path of ``text`` seen from ``base_dir``, the folder of the file naming it (None: the current folder).
 
     A file may only name files in its own folder or below: raises InputError for a path that leaves ``base_dir``.
     """

@@ -1,0 +1,185 @@
+"""Dated prices shipped with the package: GPU offers, hosted models, purchase, power and electricity.
+
+No price is ever chosen for the user: hardware without a stated price is an error that lists what is on offer for it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, cast
+
+from moeplan.errors import InputError, did_you_mean, input_error
+from moeplan.files.locate import data_folder
+from moeplan.provenance import Kind, Source
+from moeplan.spec.prices import ApiOffer, Offer
+from moeplan.units import parse
+
+_OFFERS = "offers.csv"
+_REFERENCE = "reference_prices.csv"
+_API = "api_offers.csv"
+_OTHER = "other_costs.csv"
+_LISTED = 12  # offers named in an error
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencePrice:
+    """A published figure that is not an offer: modelled cost, market summary, test data, or no GPU count."""
+
+    name: str
+    hardware: str
+    text: str
+    why_not_an_offer: str
+    price_date: str
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class OtherCost:
+    """A purchase price, a power draw, an electricity price or a PUE, in the unit its source states.
+
+    ``category`` is one of "gpu purchase", "server purchase", "server power", "all-in power per GPU", "electricity",
+    "pue". ``hardware`` is a slug, "" where it concerns none of the catalog.
+    """
+
+    category: str
+    item: str
+    hardware: str
+    value: float
+    unit: str
+    basis: str
+    source: Source
+
+
+def offers() -> Mapping[str, Offer]:
+    """All rentable offers by name."""
+    return {name: _offer(row) for name, row in _rows(_OFFERS).items()}
+
+
+def load_offer(name: str) -> Offer:
+    """The offer called ``name``. Raises InputError, with the nearest names, when there is none."""
+    row = _rows(_OFFERS).get(name)
+    if row is not None:
+        return _offer(row)
+    reference = _rows(_REFERENCE).get(name)
+    if reference is not None:
+        what = f"not an offer: {reference['why_not_an_offer']}"
+        raise input_error("prices", what, got=name, hint="state it as a price of your own if you mean it")
+    hint = did_you_mean(name, _rows(_OFFERS)) or "moeplan catalog prices lists all offers"
+    raise input_error("prices", "unknown offer", got=name, hint=hint)
+
+
+def offers_for(*hardware: str) -> tuple[Offer, ...]:
+    """Offers for any of these slugs (a system and its device), cheapest on demand first, spot last."""
+    found = [_offer(row) for row in _rows(_OFFERS).values() if row["hardware"] in hardware]
+    return tuple(sorted(found, key=lambda o: (o.term == "spot", o.usd_per_gpu_hour, o.name)))
+
+
+def no_price_error(*hardware: str) -> InputError:
+    """The error for hardware whose price the scenario does not state: it lists what is on offer."""
+    found = offers_for(*hardware)
+    if not found:
+        what = f"no price stated, and the catalog has no offer for {hardware[0]}"
+        return input_error("price", what, hint="state one: price: 2.50 USD/h")
+    shown = ", ".join(f"{o.name} ({o.usd_per_gpu_hour:.2f} USD/GPU/h, {o.price_date})" for o in found[:_LISTED])
+    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    hint = "name an offer, or state a price of your own: price: 2.50 USD/h"
+    return input_error("price", f"no price stated for {hardware[0]}", allowed=shown + more, hint=hint)
+
+
+def offer_row(name: str) -> Mapping[str, str]:
+    """The offer as its file states it, for ``catalog`` and ``explain``. Raises InputError."""
+    load_offer(name)
+    return _rows(_OFFERS)[name]
+
+
+def reference_prices(hardware: str = "") -> tuple[ReferencePrice, ...]:
+    """Published figures that are no offers, of one slug or all."""
+    return tuple(
+        ReferencePrice(
+            name=row["name"],
+            hardware=row["hardware"],
+            text=f"{row['value']} {row['unit']}",
+            why_not_an_offer=row["why_not_an_offer"],
+            price_date=row["price_date"],
+            source=_source(row, row["price_date"]),
+        )
+        for row in _rows(_REFERENCE).values()
+        if hardware in ("", row["hardware"])
+    )
+
+
+def api_offers(model: str = "") -> tuple[ApiOffer, ...]:
+    """Hosted models priced per token, of one model family or all, cheapest output first."""
+    rows = [row for row in _rows(_API).values() if not model or row["model"].casefold() == model.casefold()]
+    return tuple(sorted((_api_offer(row) for row in rows), key=lambda o: (o.usd_per_output_token, o.name)))
+
+
+def load_api_offer(name: str) -> ApiOffer:
+    """The hosted offer called ``name`` ("deepinfra/..."). Raises InputError, with the nearest names."""
+    row = _rows(_API).get(name)
+    if row is None:
+        raise input_error("prices", "unknown API offer", got=name, hint=did_you_mean(name, _rows(_API)))
+    return _api_offer(row)
+
+
+def api_models() -> tuple[str, ...]:
+    """Model families with hosted offers, sorted."""
+    return tuple(sorted({row["model"] for row in _rows(_API).values()}))
+
+
+def other_costs(category: str = "", hardware: str = "") -> tuple[OtherCost, ...]:
+    """Purchase prices, power, electricity and PUE as published, of one category or slug or all."""
+    return tuple(
+        OtherCost(
+            category=row["category"],
+            item=row["item"],
+            hardware=row["hardware"],
+            value=float(row["value"]),
+            unit=row["unit"],
+            basis=row["basis"],
+            source=_source(row, row["date"]),
+        )
+        for row in _read(_OTHER)
+        if category in ("", row["category"]) and hardware in ("", row["hardware"])
+    )
+
+
+def _offer(row: Mapping[str, str]) -> Offer:
+    return Offer(
+        name=row["name"],
+        hardware=row["hardware"],
+        usd_per_gpu_hour=parse(f"{row['value']} {row['unit']}", "usd_per_gpu_hour"),
+        n_gpus_per_instance=int(row["n_gpus"]),
+        term=cast(Literal["on_demand", "spot"], row["term"]),
+        price_date=row["price_date"],
+        source=_source(row, row["price_date"]),
+    )
+
+
+def _api_offer(row: Mapping[str, str]) -> ApiOffer:
+    return ApiOffer(
+        name=row["name"],
+        model=row["model"],
+        usd_per_input_token=parse(f"{row['input']} {row['unit']}", "usd_per_token"),
+        usd_per_output_token=parse(f"{row['output']} {row['unit']}", "usd_per_token"),
+        price_date=row["price_date"],
+        source=_source(row, row["price_date"]),
+    )
+
+
+def _source(row: Mapping[str, str], date: str) -> Source:
+    return Source(row.get("source_url") or row["source"], date, Kind(row["kind"]), row.get("note", ""))
+
+
+@cache
+def _rows(file: str) -> Mapping[str, Mapping[str, str]]:
+    return {row["name"]: row for row in _read(file)}
+
+
+@cache
+def _read(file: str) -> tuple[Mapping[str, str], ...]:
+    with (data_folder("prices") / file).open(encoding="utf-8", newline="") as stream:
+        return tuple(csv.DictReader(stream))
