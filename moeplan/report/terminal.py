@@ -63,12 +63,14 @@ def _verdicts(verdicts: Iterable[Verdict]) -> Table:
 
 def _serving(result: ServingResult) -> Table:
     table = _table("Serving", "mean", "p50", "p90", "p99", "90 % interval of p90")
-    rows: tuple[tuple[str, Percentiles], ...] = (
+    rows: tuple[tuple[str, Percentiles | None], ...] = (
         ("time to first token", result.ttft_s),
         ("time per output token", result.tpot_s),
         ("end to end", result.e2e_s),
     )
     for label, row in rows:
+        if row is None:
+            continue
         cells = [seconds(q.value) for q in (row.mean, row.p50, row.p90, row.p99)]
         table.add_row(label, *cells, _span(row.p90, seconds))
     throughput = _table("Throughput", "value", "90 % interval")

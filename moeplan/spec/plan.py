@@ -50,13 +50,14 @@ class ServingResult:
     requests_per_s: Q
     output_tokens_per_s: Q
     output_tokens_per_s_per_gpu: Q
-    ttft_s: Percentiles
-    tpot_s: Percentiles
-    e2e_s: Percentiles
+    ttft_s: Percentiles | None  # None where no request got that far
+    tpot_s: Percentiles | None  # None where no answer has a second token
+    e2e_s: Percentiles | None
     utilization_frac: Q
     capacity_requests_per_s: Q | None  # the most the deployment could serve
     n_requests_simulated: int
     n_requests_rejected: int
+    slo_met_frac: Q | None  # share of requests inside every latency target
     saturated: bool  # the queue grew to the end of the simulated window
 
 
@@ -91,6 +92,8 @@ class RoutingResult:
 
 @dataclass(frozen=True, slots=True)
 class CostResult:
+    """Money in USD. ``breakdown`` is by purpose: of a month (serving), of the run (training), of everything (lifecycle)."""
+
     usd_per_hour: Q
     usd_per_month: Q | None
     usd_per_million_output_tokens: Q | None

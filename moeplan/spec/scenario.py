@@ -12,7 +12,8 @@ from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.precision import Precision
 from moeplan.spec.prices import Money
-from moeplan.spec.workload import Engine, Slo, Traffic, TrainingWork
+from moeplan.spec.uncertainty import ModelError
+from moeplan.spec.workload import Engine, Reliability, Slo, Traffic, TrainingWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Training:
 
     layout: TrainingLayout
     work: TrainingWork
+    reliability: Reliability
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +81,5 @@ class Scenario:
     training_money: Money | None
     comparison: Comparison | None
     references: tuple[Reference, ...]
+    model_error: ModelError
     origins: Mapping[str, Origin]

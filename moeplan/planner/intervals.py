@@ -1,0 +1,68 @@
+"""From the errors of past predictions to the interval of this one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from moeplan.costs.parameters import lookup
+from moeplan.provenance import Tier
+from moeplan.spec.hardware import Hardware, OpParameters
+from moeplan.spec.plan import Q
+from moeplan.spec.uncertainty import LogError
+from moeplan.steps.table import StepTable
+
+_WORST_LAST = (Tier.FITTED, Tier.TRANSFERRED, Tier.ESTIMATE)
+
+
+def worst_tier(parameters: Iterable[OpParameters]) -> Tier:
+    """A prediction is as good as the worst of the operations it rests on."""
+    return max((p.tier for p in parameters), key=_WORST_LAST.index, default=Tier.ESTIMATE)
+
+
+def operations_used(hardware: Hardware, engine: str, operations: Iterable[tuple[str, str]]) -> tuple[OpParameters, ...]:
+    """Parameters behind (operation, number format) pairs."""
+    return tuple(lookup(hardware, op, engine, fmt) for op, fmt in operations)
+
+
+def exact(value: float) -> Q:
+    """A number known as well as it is stated: a price, a count."""
+    return Q(value, value, value)
+
+
+def from_log_error(value: float, error: LogError) -> Q:
+    """Interval of a positive quantity whose ln(truth / prediction) has the quantiles of ``error``."""
+    return Q(value, value * math.exp(min(error.low, 0.0)), value * math.exp(max(error.high, 0.0)))
+
+
+def hull(value: float, *others: float) -> Q:
+    """Interval that spans the values a quantity takes when the model is as wrong as it may be, either way."""
+    return Q(value, min(value, *others), max(value, *others))
+
+
+def widened(q: Q, error: LogError) -> Q:
+    """``q`` with an independent log error on top (root sum of squares on each side)."""
+    if q.value <= 0.0:
+        return q
+    down = math.hypot(_log_ratio(q.value, q.low), min(error.low, 0.0))
+    up = math.hypot(_log_ratio(q.high, q.value), max(error.high, 0.0))
+    return Q(q.value, q.value * math.exp(-down), q.value * math.exp(up))
+
+
+def _log_ratio(a: float, b: float) -> float:
+    return math.log(a / b) if b > 0.0 else 0.0
+
+
+def scaled_table(table: StepTable, factor: float) -> StepTable:
+    """The same engine with every iteration ``factor`` times as long."""
+    return replace(
+        table,
+        linear_time_s=table.linear_time_s * factor,
+        decode_attention_time_s=table.decode_attention_time_s * factor,
+        prefill_attention_time_s=table.prefill_attention_time_s * factor,
+        head_time_s=table.head_time_s * factor,
+        step_overhead_s=table.step_overhead_s * factor,
+        eager_time_s=table.eager_time_s * factor,
+        parts={name: part * factor for name, part in table.parts.items()},
+    )

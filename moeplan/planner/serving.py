@@ -1,0 +1,251 @@
+"""Plan of a deployment: fit, step table, request-by-request simulation, and how wrong it may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moeplan import metrics
+from moeplan.costs import routing as expert_routing
+from moeplan.planner.intervals import hull, operations_used, scaled_table, widened, worst_tier
+from moeplan.provenance import Tier
+from moeplan.simulate.serving import EventLog, simulate_serving
+from moeplan.spec.hardware import Hardware
+from moeplan.spec.model import LatentAttention, ModelArchitecture, MoeMlp, SoftmaxAttention
+from moeplan.spec.plan import Percentiles, Q, RoutingResult, ServingResult
+from moeplan.spec.scenario import RoutingAssumption, Serving
+from moeplan.spec.uncertainty import ModelError
+from moeplan.spec.workload import Arrivals
+from moeplan.steps.memory import MemoryFit, serving_memory
+from moeplan.steps.operations import ACTIVATION_BYTES
+from moeplan.steps.serving import Iteration, ServingStep, compile_step_table, step_parts_s
+from moeplan.steps.table import StepTable
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What is served, where, and how: the part of a scenario a serving plan needs."""
+
+    model: ModelArchitecture
+    hardware: Hardware
+    serving: Serving
+    routing: RoutingAssumption
+    seed: int
+
+    @property
+    def step(self) -> ServingStep:
+        s = self.serving
+        return ServingStep(self.model, self.hardware, s.layout, s.precision, s.engine, self.routing)
+
+
+@dataclass(frozen=True, slots=True)
+class ServingOutcome:
+    """A serving plan before money."""
+
+    fit: MemoryFit
+    result: ServingResult | None  # None when it does not fit
+    slo_latency_s: Mapping[str, Q]  # latency at the target's percentile, by metric
+    routing: RoutingResult | None
+    time_breakdown: Mapping[str, float]  # mean iteration of the simulation [s]
+    tier: Tier
+
+
+def plan_serving(deployment: Deployment, error: ModelError, say: Say) -> ServingOutcome:
+    """Simulate the deployment at the predicted step time and at both ends of its interval.
+
+    Queueing makes latency a steep function of step time, so the ends are simulated, not scaled.
+    """
+    serving = deployment.serving
+    tier = serving_tier(deployment)
+    fit = serving_fit(deployment)
+    if not fit.fits:
+        return ServingOutcome(fit, None, {}, None, {}, tier)
+    say("compiling the step table")
+    table = compile_step_table(
+        deployment.model, deployment.hardware, serving.layout, serving.precision, serving.engine, deployment.routing
+    )
+    say("simulating requests (the first run on a machine compiles the kernel, which takes up to a minute)")
+    step = error.of("step", tier)
+    tables = [table, scaled_table(table, math.exp(step.low)), scaled_table(table, math.exp(step.high))]
+    logs = [_simulate(t, deployment, fit, serving.traffic.arrivals) for t in tables]
+    say("finding the most it could serve")
+    capacities = [_capacity_requests_per_s(t, deployment, fit) for t in tables]
+    result, slo_latency = _result(logs, capacities, deployment, error, tier)
+    iteration = _mean_iteration(logs[0], serving)
+    return ServingOutcome(
+        fit=fit,
+        result=result,
+        slo_latency_s=slo_latency,
+        routing=_routing(deployment, iteration),
+        time_breakdown=step_parts_s(deployment.step, iteration) if iteration.n_tokens > 0 else {},
+        tier=tier,
+    )
+
+
+def serving_fit(deployment: Deployment) -> MemoryFit:
+    """Memory of one replica at the scenario's longest and mean context."""
+    s = deployment.serving
+    return serving_memory(
+        deployment.model, deployment.hardware, s.layout, s.precision, s.engine, max_context_tokens=s.max_context_tokens
+    )
+
+
+def serving_tier(deployment: Deployment) -> Tier:
+    """The worst tier among the operations that fill a step."""
+    model, precision, layout = deployment.model, deployment.serving.precision, deployment.serving.layout
+    used = [("gemm", precision.attention)]
+    blocks = {type(block) for layer in model.layers for block in layer.blocks}
+    if MoeMlp in blocks:
+        used.append(("moe", precision.experts))
+    if SoftmaxAttention in blocks:
+        used.append(("attention_decode", precision.kv_cache))
+    if LatentAttention in blocks:
+        used.append(("mla_decode", precision.kv_cache))
+    if layout.n_gpus_per_replica > 1:
+        used.append(("all_reduce", "bf16"))
+    return worst_tier(operations_used(deployment.hardware, deployment.serving.engine.name, used))
+
+
+def _simulate(table: StepTable, deployment: Deployment, fit: MemoryFit, arrivals: Arrivals) -> EventLog:
+    serving = deployment.serving
+    return simulate_serving(
+        table,
+        replace(serving.traffic, arrivals=arrivals),
+        serving.engine,
+        serving.layout,
+        math.inf if fit.kv_capacity_tokens is None else fit.kv_capacity_tokens,
+        deployment.seed,
+        max_context_tokens=serving.max_context_tokens,
+    )
+
+
+def _capacity_requests_per_s(table: StepTable, deployment: Deployment, fit: MemoryFit) -> float | None:
+    """Requests/s when the queue never empties: the same requests, all there at time zero."""
+    arrivals = deployment.serving.traffic.arrivals
+    flood = replace(arrivals, kind="all_at_once", rate_per_s=None, n_users=None, warmup_requests=0)
+    log = _simulate(table, deployment, fit, flood)
+    done = log.completed
+    if not done.any():
+        return None
+    # the end of the flood runs ever emptier; the middle is what a standing queue would see
+    finish = np.sort(log.finish_s[done])
+    first, last = finish[finish.size // 10], finish[(finish.size * 9) // 10]
+    if last <= first:
+        return float(finish.size / finish[-1])
+    return float((finish.size * 9 // 10 - finish.size // 10) / (last - first))
+
+
+def _result(
+    logs: list[EventLog],
+    capacities: list[float | None],
+    deployment: Deployment,
+    error: ModelError,
+    tier: Tier,
+) -> tuple[ServingResult, dict[str, Q]]:
+    serving = deployment.serving
+    warmup, slo = serving.traffic.arrivals.warmup_requests, serving.slo
+    found = [metrics.serving_metrics(log, warmup, slo) for log in logs]
+    mid = found[0]
+
+    def q(pick: Callable[[metrics.ServingMetrics], float]) -> Q:
+        return hull(*(pick(m) for m in found))
+
+    def latencies(name: str) -> Percentiles | None:
+        rows = [getattr(m, name) for m in found]
+        if rows[0].n == 0:
+            return None
+        return Percentiles(
+            *(
+                _latency_interval(name, [getattr(row, stat) for row in rows], rows[0].standard_error[stat], error, tier)
+                for stat in ("mean", "p50", "p90", "p95", "p99")
+            )
+        )
+
+    known = [c for c in capacities if c is not None]
+    result = ServingResult(
+        requests_per_s=q(lambda m: m.requests_per_s),
+        output_tokens_per_s=q(lambda m: m.output_tokens_per_s),
+        output_tokens_per_s_per_gpu=q(lambda m: m.output_tokens_per_s / serving.layout.n_gpus),
+        ttft_s=latencies("ttft"),
+        tpot_s=latencies("tpot"),
+        e2e_s=latencies("e2e"),
+        utilization_frac=q(lambda m: min(1.0, m.utilization_frac)),
+        capacity_requests_per_s=hull(*known) if len(known) == len(capacities) else None,
+        n_requests_simulated=mid.n_counted,
+        n_requests_rejected=mid.n_rejected,
+        slo_met_frac=q(lambda m: 0.0 if m.slo_met_frac is None else m.slo_met_frac) if _asked(serving) else None,
+        saturated=mid.saturated,
+    )
+    return result, _slo_latencies(logs, deployment, error, tier)
+
+
+def _asked(serving: Serving) -> bool:
+    return any(t is not None for t in (serving.slo.ttft_s, serving.slo.tpot_s, serving.slo.e2e_s))
+
+
+def _latency_interval(name: str, values: list[float], standard_error: float, error: ModelError, tier: Tier) -> Q:
+    """Hull of the simulated ends, the sampling error of the simulation, and for TTFT what step times do not explain."""
+    q = hull(*values)
+    if math.isfinite(standard_error):
+        noise = 1.645 * standard_error  # 90 % of a normal
+        q = Q(q.value, max(0.0, q.low - noise), q.high + noise)
+    return widened(q, error.of("ttft", tier)) if name == "ttft" else q
+
+
+def _slo_latencies(logs: list[EventLog], deployment: Deployment, error: ModelError, tier: Tier) -> dict[str, Q]:
+    serving = deployment.serving
+    keep = metrics.counted(logs[0], serving.traffic.arrivals.warmup_requests)
+    found: dict[str, Q] = {}
+    for name, target, values in (
+        ("ttft", serving.slo.ttft_s, metrics.ttft_s),
+        ("tpot", serving.slo.tpot_s, metrics.tpot_s),
+        ("e2e", serving.slo.e2e_s, metrics.e2e_s),
+    ):
+        if target is None:
+            continue
+        rows = [values(log)[keep] for log in logs]
+        if np.isnan(rows[0]).all():
+            continue
+        at = [float(np.nanpercentile(row, serving.slo.percentile)) for row in rows]
+        found[name] = _latency_interval(name, at, math.nan, error, tier)
+    return found
+
+
+def _mean_iteration(log: EventLog, serving: Serving) -> Iteration:
+    """The average iteration of the simulation, per attention data-parallel rank."""
+    n = float(log.replica_iterations.sum()) * serving.layout.dp * serving.layout.pp
+    if n == 0.0:
+        return Iteration()
+    done = log.completed
+    prompt, answer = log.input_tokens[done], log.output_tokens[done]
+    context = float(np.average(prompt + answer / 2.0, weights=answer)) if done.any() else 0.0
+    new = log.prefill_tokens / n
+    return Iteration(log.decode_tokens / n, context, ((new, 0.0),) if new > 0.0 else ())
+
+
+def _routing(deployment: Deployment, iteration: Iteration) -> RoutingResult | None:
+    blocks = deployment.model.moe_blocks
+    layout, precision = deployment.serving.layout, deployment.serving.precision
+    if not blocks or iteration.decode_batch <= 0.0:
+        return None
+    block = blocks[0]
+    tokens = iteration.decode_batch * layout.dp
+    chosen = expert_routing.of_block(block, deployment.routing.zipf_exponent)
+    mean_load = tokens * float(chosen.sum()) / block.n_experts
+    max_load = float(expert_routing.expected_max_load(tokens, chosen))
+    imbalance, distinct = max_load / mean_load, float(expert_routing.expected_distinct(tokens, chosen))
+    sent = 0.0
+    if layout.ep > 1:
+        remote = (layout.ep - 1) / layout.ep
+        sent = sum(2 * b.top_k * remote * deployment.model.hidden_size * ACTIVATION_BYTES for b in blocks)
+    return RoutingResult(
+        imbalance_max_over_mean=hull(imbalance),
+        dropped_frac=hull(0.0),  # serving engines do not drop tokens
+        all_to_all_bytes_per_token=sent,
+        distinct_experts_per_decode_step=hull(distinct),
+    )

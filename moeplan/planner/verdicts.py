@@ -1,0 +1,115 @@
+"""Each check as a full sentence a non-specialist can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moeplan.spec.plan import BudgetResult, Q, ServingResult, TrainingResult, Verdict
+from moeplan.spec.scenario import Reference
+from moeplan.spec.workload import Slo
+from moeplan.steps.memory import MemoryFit
+
+_METRIC = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end-to-end time"}
+
+
+def memory_verdict(fit: MemoryFit, what: str, fix: str | None) -> Verdict:
+    """``what`` names the job ("one replica", "the training job"); ``fix`` is the smallest change that helps, if any is known."""
+    need, have = fit.need_bytes, fit.available_bytes
+    if fit.fits:
+        text = f"Memory: {what} fits; it needs at least {need / 1e9:.1f} GB of the {have / 1e9:.1f} GB it may use per GPU."
+    else:
+        text = (
+            f"Memory: {what} does not fit; it needs {need / 1e9:.1f} GB per GPU and may use {have / 1e9:.1f} GB. "
+            + (f"Smallest change that makes it fit: {fix}." if fix else "No single change found makes it fit.")
+        )
+    return Verdict("memory", fit.fits, need, have, "bytes", text)
+
+
+def slo_verdicts(slo: Slo, latency_s: Mapping[str, Q]) -> list[Verdict]:
+    """One verdict per latency target."""
+    targets = {"ttft": slo.ttft_s, "tpot": slo.tpot_s, "e2e": slo.e2e_s}
+    found = []
+    for name, target in targets.items():
+        if target is None:
+            continue
+        label = f"{_METRIC[name].capitalize()}"
+        if name not in latency_s:
+            text = f"{label}: no request reached it, so the target of {_s(target)} is not met."
+            found.append(Verdict(f"slo_{name}", False, target, None, "s", text))
+            continue
+        q = latency_s[name]
+        ok = q.value <= target
+        text = (
+            f"{label}: p{slo.percentile:g} is {_s(q.value)} (90 % sure: {_s(q.low)} to {_s(q.high)}) "
+            f"against a target of {_s(target)}{_confidence(q, target)}."
+        )
+        found.append(Verdict(f"slo_{name}", ok, target, q.value, "s", text))
+    return found
+
+
+def load_verdict(result: ServingResult, asked_per_s: float | None) -> Verdict:
+    """Whether the queue stays bounded and nothing is refused."""
+    capacity = result.capacity_requests_per_s
+    asked = "" if asked_per_s is None else f" of the {asked_per_s:.3g} asked for"
+    most = "" if capacity is None else f"; it could serve up to {capacity.value:.3g} requests/s"
+    if result.saturated:
+        text = f"Load: the deployment is overloaded and its queue keeps growing; it serves {result.requests_per_s.value:.3g} requests/s{asked}{most}."
+    elif result.n_requests_rejected:
+        total = result.n_requests_simulated
+        text = f"Load: {result.n_requests_rejected} of {total} requests were refused: longer than the context or the KV cache."
+    else:
+        text = f"Load: the deployment keeps up, serving {result.requests_per_s.value:.3g} requests/s{asked}{most}."
+    ok = not result.saturated and result.n_requests_rejected == 0
+    return Verdict("load", ok, asked_per_s, result.requests_per_s.value, "requests/s", text)
+
+
+def budget_verdict(budget: BudgetResult) -> Verdict:
+    """Whether the money suffices."""
+    used, limit = budget.used_usd, budget.limit_usd
+    basis = {"month": "a month", "run": "for the run", "total": "in total"}[budget.per]
+    span = "" if used.low == used.high else f" (90 % sure: ${used.low:,.0f} to ${used.high:,.0f})"
+    if budget.fits:
+        text = f"Budget: ${used.value:,.0f} {basis}{span}, inside the limit of ${limit:,.0f} with ${limit - used.value:,.0f} to spare{_confidence(used, limit)}."
+    else:
+        text = f"Budget: ${used.value:,.0f} {basis}{span}, over the limit of ${limit:,.0f} by ${used.value - limit:,.0f}{_confidence(used, limit)}."
+    return Verdict("budget", budget.fits, used.value, limit, "USD", text)
+
+
+def deadline_verdict(result: TrainingResult, deadline_s: float) -> Verdict:
+    wall = result.wall_time_s
+    ok = wall.value <= deadline_s
+    text = (
+        f"Deadline: the run takes {wall.value / 86400:.3g} days (90 % sure: {wall.low / 86400:.3g} to {wall.high / 86400:.3g}) "
+        f"of the {deadline_s / 86400:.3g} there are{_confidence(wall, deadline_s)}."
+    )
+    return Verdict("deadline", ok, wall.value, deadline_s, "s", text)
+
+
+def bottleneck_remark(time_breakdown: Mapping[str, float], what: str) -> Verdict:
+    """What the step spends its time on."""
+    total = sum(time_breakdown.values())
+    largest = sorted(time_breakdown.items(), key=lambda item: -item[1])[:3]
+    shares = ", ".join(f"{name.replace('_', ' ')} {part / total:.0%}" for name, part in largest)
+    return Verdict("bottleneck", True, None, None, "", f"What limits it: {what} spends its time on {shares}.")
+
+
+def reference_remark(reference: Reference, value: float | None) -> Verdict:
+    """How far a published figure is from the plan's."""
+    if value is None:
+        text = f"Published {reference.quantity}: {reference.value:,.6g} ({reference.source}); this plan has no such figure."
+        return Verdict("reference", True, reference.value, None, "", text)
+    off = value / reference.value - 1.0
+    text = f"Published {reference.quantity}: {reference.value:,.6g} ({reference.source}); this plan says {value:,.6g}, {off:+.1%}."
+    return Verdict("reference", True, reference.value, value, "", text)
+
+
+def _confidence(q: Q, limit: float) -> str:
+    if q.low == q.high:
+        return ""
+    if q.high <= limit or q.low > limit:
+        return ", clear of the uncertainty"
+    return "; the limit lies inside the interval, so this is not certain"
+
+
+def _s(value: float) -> str:
+    return f"{value * 1e3:.3g} ms" if value < 1.0 else f"{value:.3g} s"
