@@ -1,13 +1,16 @@
-"""Bytes one sequence keeps on the GPUs: the key-value cache that grows with its context, and recurrent state that does not.
+"""Bytes one sequence keeps on the GPUs: the key-value cache that grows with its context, and constant recurrent state.
 
 Per layer and cached token:
     softmax attention        n_kv_heads * (head_dim + v_head_dim) values
-    latent attention (MLA)   kv_lora_rank + qk_rope_head_dim values (arXiv:2405.04434, section 2.1.2), shared by all heads;
+    latent attention (MLA)   kv_lora_rank + qk_rope_head_dim values for all heads (arXiv:2405.04434, section 2.1.2);
                              with the DSA indexer index_head_dim more (DeepSeek-V3.2-Exp report, section 2.1)
-A sliding or chunked layer keeps at most its window. Sizes are of the whole model; a layout divides or replicates them.
+    compressed (DeepSeek-V4)  the same entry once per ``kv_compression_ratio`` tokens, beside a window of raw entries
+A sliding or chunked layer keeps at most its window. Index keys count at the bytes per value of the cache. Sizes are of the whole model; a layout divides or replicates them.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,30 +20,37 @@ from moeplan.spec.model import Block, LatentAttention, LinearAttention, ModelArc
 Floats = npt.NDArray[np.float64]
 
 
-def kv_values_per_token(block: Block) -> float:
-    """Values one token adds to the cache of this block while it grows; 0 for blocks without a cache."""
+@dataclass(frozen=True, slots=True)
+class CacheGrowth:
+    """Cache of one block in values: per token without end, and per token up to ``window_tokens``."""
+
+    per_token: float
+    per_window_token: float
+    window_tokens: int
+
+
+def cache_growth(block: Block) -> CacheGrowth:
+    """How the cache of ``block`` grows; zeros for blocks that keep none."""
     if isinstance(block, SoftmaxAttention):
-        return block.n_kv_heads * (block.head_dim + block.v_head_dim)
+        values = float(block.n_kv_heads * (block.head_dim + block.v_head_dim))
+        if block.pattern != "full":
+            return CacheGrowth(0.0, values, block.window_tokens or 0)
+        return CacheGrowth(values + block.index_head_dim, 0.0, 0)
     if isinstance(block, LatentAttention):
-        latent = block.kv_lora_rank + block.qk_rope_head_dim
-        return (latent + (block.index_head_dim if block.index_n_heads else 0)) / block.kv_compression_ratio
-    return 0.0
-
-
-def cache_window_tokens(block: Block) -> int | None:
-    """Most tokens the cache of this block holds, None = the whole context."""
-    if isinstance(block, (SoftmaxAttention, LatentAttention)) and block.pattern != "full":
-        return block.window_tokens
-    return None
+        latent = float(block.kv_lora_rank + block.qk_rope_head_dim)
+        index = block.index_head_dim / block.index_pool_tokens if block.index_n_heads else 0.0
+        if block.pattern == "sliding":
+            return CacheGrowth(0.0, latent, block.window_tokens or 0)
+        if block.pattern == "compressed":
+            return CacheGrowth(latent / block.kv_compression_ratio + index, latent, block.window_tokens or 0)
+        return CacheGrowth(latent + index, 0.0, 0)
+    return CacheGrowth(0.0, 0.0, 0)
 
 
 def kv_bytes_per_token(model: ModelArchitecture, bytes_per_value: float) -> float:
     """Bytes each further token costs once all windows are full: the layers whose cache keeps growing."""
     return bytes_per_value * sum(
-        count * kv_values_per_token(block)
-        for layer, count in model.unique_layers()
-        for block in layer.blocks
-        if cache_window_tokens(block) is None
+        count * cache_growth(block).per_token for layer, count in model.unique_layers() for block in layer.blocks
     )
 
 
@@ -49,10 +59,9 @@ def kv_bytes_per_sequence(model: ModelArchitecture, context_tokens: npt.ArrayLik
     context = np.asarray(context_tokens, dtype=np.float64)
     total = np.zeros_like(context)
     for layer, count in model.unique_layers():
-        for block in layer.blocks:
-            window = cache_window_tokens(block)
-            tokens = context if window is None else np.minimum(context, window)
-            total = total + count * kv_values_per_token(block) * tokens
+        for growth in map(cache_growth, layer.blocks):
+            windowed = growth.per_window_token * np.minimum(context, growth.window_tokens)
+            total = total + count * (growth.per_token * context + windowed)
     return bytes_per_value * total
 
 
@@ -77,7 +86,7 @@ def state_values(block: Block) -> tuple[int, int]:
 def state_bytes_per_sequence(
     model: ModelArchitecture, state_bytes_per_value: float = 4.0, conv_bytes_per_value: float = 2.0
 ) -> float:
-    """Bytes of recurrent state one sequence keeps whatever its context (state in fp32, convolution inputs in 16 bit)."""
+    """Bytes of recurrent state one sequence keeps whatever its context (fp32 state, 16-bit convolution inputs)."""
     total = 0.0
     for layer, count in model.unique_layers():
         for block in layer.blocks:

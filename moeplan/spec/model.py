@@ -43,6 +43,7 @@ class LatentAttention:
     pattern: Literal["full", "sliding", "compressed"] = "full"
     window_tokens: int | None = None  # sliding; compressed: raw entries kept beside the compressed ones
     kv_compression_ratio: float = 1.0  # compressed: tokens folded into one cache entry
+    index_pool_tokens: int = 1  # tokens folded into one index key
 
 
 @dataclass(frozen=True, slots=True)

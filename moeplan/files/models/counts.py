@@ -61,7 +61,8 @@ def indexer_params(hidden: int, q_rank: int, n_heads: int, head_dim: int) -> int
 
     DeepSeek-V3.2-Exp report, section 2.1.
     """
-    return linear(q_rank, n_heads * head_dim) + linear(hidden, head_dim) + norm(head_dim, True) + linear(hidden, n_heads)
+    query, key = linear(q_rank, n_heads * head_dim), linear(hidden, head_dim) + norm(head_dim, True)
+    return query + key + linear(hidden, n_heads)
 
 
 def latent_attention(
@@ -89,6 +90,12 @@ def latent_attention(
     )  # fmt: skip
 
 
+def hyper_connection_params(hidden: int, streams: int) -> int:
+    """Manifold-constrained hyper-connection around one block (arXiv:2512.24880): mixing matrix, base, three scales."""
+    mixes = (2 + streams) * streams
+    return mixes * streams * hidden + mixes + 3
+
+
 def mlp_params(n_in: int, inner: int, n_matrices: int = 3, bias: bool = False) -> int:
     """Gate, up and down (3 matrices) or up and down (2)."""
     return (n_matrices - 1) * linear(n_in, inner, bias) + linear(inner, n_in, bias)
@@ -96,7 +103,7 @@ def mlp_params(n_in: int, inner: int, n_matrices: int = 3, bias: bool = False) -
 
 def dense_mlp(hidden: int, inner: int, n_matrices: int = 3, bias: bool = False) -> DenseMlp:
     """Dense feed-forward."""
-    return DenseMlp(intermediate_size=inner, n_matrices=n_matrices, n_params=mlp_params(hidden, inner, n_matrices, bias))
+    return DenseMlp(inner, n_matrices, mlp_params(hidden, inner, n_matrices, bias))
 
 
 def moe_mlp(
@@ -104,14 +111,17 @@ def moe_mlp(
     shared_gate: bool = False, n_matrices: int = 3, expert_bias: bool = False, router_bias: bool = False,
     latent_size: int | None = None, latent_norm: bool = False, n_zero_experts: int = 0,
     scoring: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax", n_group: int = 1, topk_group: int = 1,
+    n_router_rows: int | None = None,
 ) -> MoeMlp:  # fmt: skip
     """Routed experts, router (bias: a logit bias or a load-balancing correction), shared experts with their gate.
 
+    ``n_router_rows``: outputs of the router where it scores more than the routed experts.
     In a latent MoE the experts work on ``latent_size`` channels between one down and one up projection.
     """
     expert_hidden = hidden if latent_size is None else latent_size
     expert = mlp_params(expert_hidden, expert_size, n_matrices, expert_bias)
-    router = linear(hidden, n_experts + n_zero_experts) + (n_experts + n_zero_experts if router_bias else 0)
+    rows = n_experts + n_zero_experts if n_router_rows is None else n_router_rows
+    router = linear(hidden, rows) + (n_experts + n_zero_experts if router_bias else 0)
     shared = mlp_params(hidden, shared_size, n_matrices, expert_bias) if shared_size else 0
     gate = linear(hidden, 1) if shared_gate else 0
     latent = 0

@@ -18,15 +18,50 @@ from typing import Any
 from moeplan.errors import InputError, Problem
 
 # Token ids, training and generation settings, and other fields that change neither a matrix nor a cache.
-HARMLESS = frozenset(
-    ["architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "use_cache", "cache_implementation", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "decoder_start_token_id", "attention_dropout", "hidden_dropout", "resid_pdrop", "emb_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "expert_dropout", "hidden_act", "hidden_activation", "hidden_act_param", "activation_function", "mlp_hidden_act", "mamba_hidden_act", "rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "layernorm_epsilon", "norm_eps", "norm_epsilon", "rms_norm_eps_moe_gate", "rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq", "swa_rope_theta", "compress_rope_theta", "rotary_dim", "rotary_pct", "partial_rotary_factor", "rope_interleave", "indexer_rope_interleave", "rope_ratio", "original_rope", "original_max_position_embeddings", "initial_context_length", "max_sequence_length", "max_length", "min_length", "attn_temperature_tuning", "floor_scale", "attn_scale", "attention_multiplier", "logits_scaling", "residual_multiplier", "embedding_multiplier", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "output_router_logits", "router_aux_loss_coef", "aux_loss_alpha", "router_z_loss_coef", "seq_aux", "router_jitter_noise", "input_jitter_noise", "norm_topk_prob", "moe_renormalize", "routed_scaling_factor", "moe_router_scaling_factor", "topk_method", "moe_router_dtype", "moe_jitter_eps", "moe_loss_weight", "moe_norm_min", "moe_gate", "ep_size", "pretraining_tp", "swiglu_limit", "swiglu_alpha", "attention_value_scale", "num_logits_to_keep", "time_step_floor", "time_step_limit", "time_step_max", "time_step_min", "use_mamba_kernels", "use_mambapy", "use_associative_scan", "rescale_prenorm_residual", "residual_in_fp32", "chunk_size", "prefill_chunk_size", "attention_sink_size", "for_llm_compressor", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_config", "audio_config", "boi_token_index", "eoi_token_index", "image_token_index", "ignore_index", "output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "cross_attention_hidden_size", "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label", "label2id", "length_penalty", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_scores", "prefix", "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torchscript", "typical_p", "use_bfloat16", "bos_token", "eos_token", "name_or_path", "mlp_bias_note", "mscale", "rope_type", "seed", "scale_fmt"]
-)
+_HARMLESS_WORDS = """
+    architectures auto_map transformers_version torch_dtype dtype use_cache cache_implementation initializer_range
+    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id decoder_start_token_id
+    attention_dropout hidden_dropout resid_pdrop emb_pdrop embd_pdrop attn_pdrop dropout expert_dropout
+    hidden_act hidden_activation hidden_act_param activation_function mamba_hidden_act rms_norm_eps
+    layer_norm_epsilon layer_norm_eps layernorm_epsilon norm_eps norm_epsilon rms_norm_eps_moe_gate
+    rope_theta rope_scaling rope_parameters rope_local_base_freq swa_rope_theta compress_rope_theta rotary_dim
+    rotary_pct partial_rotary_factor rope_interleave indexer_rope_interleave rope_ratio original_rope rope_type mscale
+    original_max_position_embeddings initial_context_length max_sequence_length max_length min_length
+    attn_temperature_tuning floor_scale attn_scale attention_multiplier logits_scaling residual_multiplier
+    embedding_multiplier query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping clip_qkv
+    output_router_logits router_aux_loss_coef aux_loss_alpha router_z_loss_coef seq_aux router_jitter_noise
+    input_jitter_noise norm_topk_prob moe_renormalize routed_scaling_factor moe_router_scaling_factor topk_method
+    moe_router_dtype moe_jitter_eps moe_loss_weight moe_norm_min moe_gate ep_size pretraining_tp swiglu_limit
+    swiglu_alpha attention_value_scale num_logits_to_keep time_step_floor time_step_limit time_step_max time_step_min
+    use_mamba_kernels use_mambapy use_associative_scan rescale_prenorm_residual residual_in_fp32 chunk_size
+    mamba_ssm_dtype mamba_ssm_cache_dtype moe_shared_expert_overlap index_share_for_mtp_iteration index_topk_freq
+    index_skip_topk_offset index_topk_pattern block_size prefill_chunk_size attention_sink_size for_llm_compressor
+    layernorm_full_attention_alpha layernorm_full_attention_beta layernorm_linear_attention_alpha
+    layernorm_linear_attention_beta layernorm_mlp_alpha layernorm_mlp_beta postnorm full_attn_alpha_factor
+    full_attn_beta_factor linear_attn_alpha_factor linear_attn_beta_factor mlp_alpha_factor mlp_beta_factor
+    image_token_id video_token_id vision_start_token_id vision_end_token_id vision_config audio_config boi_token_index
+    eoi_token_index image_token_index ignore_index output_hidden_states output_attentions return_dict
+    chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention bad_words_ids begin_suppress_tokens
+    cross_attention_hidden_size diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label label2id
+    length_penalty no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores prefix
+    problem_type pruned_heads remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens
+    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torchscript
+    typical_p use_bfloat16 name_or_path
+    anyres_pooling_size class_num dense_list eod_token_id im_end_id im_newline_id im_start_id mask_init_id
+    num_media_embeds org_vocab_size pad_id text_start_id text_end_id use_mixed_mlp_moe use_rotary_pos_emb
+    cla_share_factor vit_type vit_patch vit_token vit_input_resolution vit_mapping_type vit_norm_type norm_type
+    pool_type video_start_id video_end_id
+"""
+HARMLESS = frozenset(_HARMLESS_WORDS.split())
 
 SIZE_WORDS = re.compile(
     r"size|dim|rank|head|layer|expert|shared|vocab|hidden|inner|width|ratio|bias|kernel|conv|window|chunk|block"
     r"|freq|pattern|interval|period|step|index|sparse|moe|mlp|ffn|mamba|ssm|state|linear|latent|mtp|nextn|num_|n_|hc_|ple_"
     r"|ngram|adapter|lora|residual|rel_|mult|expand|qk_norm"
 )
+
+UNKNOWN_HINT = "this architecture is not fully understood; remove the field only if it changes no weight or cache"
 
 MAX_SIZE = 10**8
 MAX_LAYERS = 10**4
@@ -153,10 +188,7 @@ class Fields:
             if key in self.read or key in HARMLESS or key.startswith("_") or value in (None, False, 0, "", [], {}):
                 continue
             if strict or SIZE_WORDS.search(key.lower()):
-                self.problem(
-                    key, "unknown field that may change a size", value,
-                    hint="this architecture is not fully understood; remove the field only if it changes no weight or cache",
-                )  # fmt: skip
+                self.problem(key, "unknown field that may change a size", value, hint=UNKNOWN_HINT)
             else:
                 notes.append(f"field {self.prefix}{key} is not used")
         return notes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from moeplan.files.models.counts import dense_mlp, linear, moe_mlp, norm, softmax_attention
+from dataclasses import replace
+
+from moeplan.files.models.counts import dense_mlp, hyper_connection_params, linear, moe_mlp, norm, softmax_attention
 from moeplan.files.models.fields import MAX_LAYERS, Fields
 from moeplan.files.models.recurrent import gated_delta_net, kimi_delta_attention, lightning_attention, mamba1, mamba2
 from moeplan.files.models.schedule import moe_layers
@@ -93,7 +95,7 @@ def read_kimi_linear(f: Fields) -> Body:
         kda = kimi_delta_attention(
             hidden, n_heads=nested.size("num_heads"), head_dim=nested.size("head_dim"),
             conv_kernel=nested.size("short_conv_kernel_size"),
-            full_rank_gate=nested.flag("use_full_rank_gate", False),
+            full_rank_gate=nested.flag("use_full_rank_gate", False), gate_bias=False,
         )  # fmt: skip
         nested.raw("gate_lower_bound")
         nested.finish(strict=True)
@@ -106,6 +108,31 @@ def read_kimi_linear(f: Fields) -> Body:
     feeds = _feed_forwards(f, family, hidden, n_layers)
     layers = [Layer((mixers[k], feed), 2 * norm(hidden)) for k, feed in zip(kinds, feeds, strict=True)]
     return _body(f, layers, read_mtp(f, Layer((latent, feeds[-1]), 2 * norm(hidden)), hidden), notes)
+
+
+def read_glm5_next(f: Fields) -> Body:
+    """GLM-5.3: Kimi delta attention, sparse latent attention with pooled index keys, hyper-connections."""
+    hidden, n_layers = f.size("hidden_size"), f.size("num_hidden_layers", high=MAX_LAYERS)
+    indexed = "indexed_attention"
+    kda = kimi_delta_attention(
+        hidden, n_heads=f.size("linear_num_heads"), head_dim=f.size("linear_head_dim"),
+        conv_kernel=f.size("linear_conv_kernel_dim"), gate_bias=False,
+    )  # fmt: skip
+    pool, index_dim = f.size("index_kpool", default=1), f.size("index_head_dim")
+    latent = read_latent_attention(f, hidden)
+    pooling = linear(hidden, index_dim) + pool * index_dim if pool > 1 else 0  # pooling gate and position bias
+    latent = replace(latent, n_params=latent.n_params + pooling, index_pool_tokens=pool)
+    f.per_layer("indexer_types", n_layers, ("full",))
+    f.raw("index_kpool_always_select_tail", "linear_lower_bound", "hc_eps", "hc_sinkhorn_iters")
+    kinds = f.per_layer("layer_types", n_layers, (LINEAR, indexed))
+    if kinds is None:
+        f.problem("layer_types", "missing field 'layer_types'")
+        kinds = (LINEAR,) * n_layers
+    mixers: dict[str, Mixer] = {LINEAR: kda, indexed: latent}
+    extra = 2 * norm(hidden) + 2 * hyper_connection_params(hidden, f.size("hc_mult", default=1))
+    feeds = _feed_forwards(f, Family(moe=True, router_bias=True, scoring="sigmoid"), hidden, n_layers)
+    layers = [Layer((mixers[k], feed), extra) for k, feed in zip(kinds, feeds, strict=True)]
+    return _body(f, layers)
 
 
 def read_minimax_text_01(f: Fields) -> Body:

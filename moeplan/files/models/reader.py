@@ -10,6 +10,7 @@ from moeplan.errors import did_you_mean
 from moeplan.files.models.checkpoint import checkpoint_format
 from moeplan.files.models.fields import Fields
 from moeplan.files.models.hybrid import (
+    read_glm5_next,
     read_jamba,
     read_kimi_linear,
     read_minimax_text_01,
@@ -21,6 +22,7 @@ from moeplan.files.models.variants import (
     read_deepseek_v4,
     read_gemma4,
     read_grok,
+    read_inkling,
     read_longcat,
     read_mimo,
     read_minimax_m3,
@@ -42,11 +44,17 @@ READERS: dict[str, Callable[[Fields], Body]] = {
     "qwen3_5_text": partial(read_qwen3_next, moe=False),
     "kimi_linear": read_kimi_linear,
     "bailing_hybrid": read_kimi_linear,
+    "glm5_next_text": read_glm5_next,
+    "inkling_text": read_inkling,
     "minimax_text_01": read_minimax_text_01,
     "minimax": read_minimax_text_01,
     "jamba": read_jamba,
     "nemotron_h": read_nemotron_h,
 }
+
+# Multimodal wrappers keep the language model under one of these.
+NESTED = ("text_config", "language_config", "llm_config")
+OUTER_KEYS = ("tie_word_embeddings", "quantization_config", "torch_dtype", "dtype")
 
 
 def read_model(config: Mapping[str, Any], file: str, name: str) -> ModelArchitecture:
@@ -61,12 +69,12 @@ def read_model(config: Mapping[str, Any], file: str, name: str) -> ModelArchitec
         InputError: naming every missing, unknown or wrong field.
     """
     outer = Fields(config, file)
-    inner = outer.section("text_config")
+    inner = next((outer.section(key) for key in NESTED if outer.has(key)), None)
     notes: list[str] = []
     f = outer if inner is None else inner
     if inner is not None:
         notes.append("text part only: the vision or audio encoder is not counted")
-        for key in ("tie_word_embeddings", "quantization_config", "torch_dtype", "dtype"):
+        for key in OUTER_KEYS:
             if key in config and key not in inner.values:
                 inner.values = {**inner.values, key: config[key]}
     model_type = f.raw("model_type")
@@ -74,14 +82,19 @@ def read_model(config: Mapping[str, Any], file: str, name: str) -> ModelArchitec
         f.problem("model_type", "missing field 'model_type'", model_type, hint="is this a Hugging Face config.json?")
         f.raise_problems()
     reader = READERS.get(str(model_type))
-    known = reader is not None
     if reader is None:
-        reader = _generic(f, str(model_type))
+        # Read it as a plain decoder all the same, so that the message names every field that is not understood.
+        moe = f.has("num_local_experts", "num_experts", "n_routed_experts")
+        read_transformer(f, Family(moe=moe))
+        checkpoint_format(f)
+        f.finish(strict=True)
+        hint = did_you_mean(str(model_type), READERS) or "if its layers equal those of a known model_type, name that one"
+        f.problem("model_type", "unknown architecture", model_type, ", ".join(sorted(READERS)), hint)
+        f.raise_problems()
+        raise AssertionError("unreachable")  # raise_problems has raised
     body = reader(f)
     checkpoint = checkpoint_format(f)
-    notes += [*body.notes, *f.finish(strict=not known)]
-    if not known:
-        f.problem("model_type", "unknown model_type", model_type, hint=did_you_mean(str(model_type), READERS))
+    notes += [*body.notes, *f.finish(strict=False)]
     f.raise_problems()
     return ModelArchitecture(
         name=name,
@@ -97,7 +110,3 @@ def read_model(config: Mapping[str, Any], file: str, name: str) -> ModelArchitec
         notes=tuple(notes),
     )
 
-
-def _generic(f: Fields, model_type: str) -> Callable[[Fields], Body]:
-    moe = f.has("num_local_experts", "num_experts", "n_routed_experts")
-    return partial(read_transformer, family=Family(moe=moe))

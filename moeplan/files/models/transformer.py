@@ -80,6 +80,9 @@ FAMILIES: dict[str, Family] = {
         scoring="sigmoid",
     ),
     "hunyuan": Family(qk_norm="head", moe=True, tied=True),
+    "step3p7": Family(qk_norm="head", moe=True, router_bias=True, scoring="sigmoid"),
+    "phi3": Family(views="window"),
+    "granite": Family(),
 }  # fmt: skip
 
 
@@ -105,6 +108,8 @@ def read_transformer(f: Fields, family: Family) -> Body:
     norms = family.norms_per_layer * norm(hidden, family.norm_bias)
     views = attention_views(f, n_layers, family.views)
     attention = _attention_reader(f, family, hidden, n_layers)
+    f.raw("use_moe_router_bias", "use_routing_bias", "qk_norm_type", "router_bias")  # stated by the family
+    f.off("use_mla", "use_cla", "add_classification_head", "use_kv_shared")
     is_moe = moe_layers(f, n_layers) if family.moe else (False,) * n_layers
     feed_forward = {
         True: read_moe(f, family, hidden, n_layers) if any(is_moe) else None,
@@ -134,7 +139,9 @@ def read_mtp(f: Fields, last: Layer, hidden: int) -> tuple[Layer, ...]:
 
     Embedding and head are shared with the main model (DeepSeek-V3, arXiv:2412.19437, section 2.2).
     """
-    n_modules = f.size("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0, low=0, high=64)
+    spellings = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
+    n_modules = f.size(*spellings, default=0, low=0, high=64)
+    f.raw("use_mtp", "mtp_transformer_layers")
     module = Layer(blocks=last.blocks, n_norm_params=last.n_norm_params + linear(2 * hidden, hidden) + 3 * norm(hidden))
     return (module,) * n_modules
 

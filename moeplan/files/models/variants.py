@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moeplan.files.models.counts import dense_mlp, linear, moe_mlp, norm, softmax_attention
+from moeplan.files.models.counts import dense_mlp, hyper_connection_params, linear, moe_mlp, norm, softmax_attention
 from moeplan.files.models.fields import MAX_LAYERS, Fields
 from moeplan.files.models.schedule import attention_views, moe_layers
 from moeplan.files.models.transformer import Body, Family, read_heads, read_latent_attention, read_moe, read_mtp
@@ -120,11 +120,11 @@ def read_minimax_m3(f: Fields) -> Body:
     if config is not None and config.flag("use_sparse_attention", True):
         n_index, index_dim = config.size("sparse_num_index_heads"), config.size("sparse_index_dim")
         block = config.size("sparse_block_size")
-        top_k = block * (config.size("sparse_topk_blocks") + config.size("sparse_local_block", default=0, low=0))
+        top_k = block * config.size("sparse_topk_blocks")  # the local blocks are among them
         indexer = linear(hidden, n_index * index_dim) + linear(hidden, index_dim) + 2 * norm(index_dim)
         sparse = replace(full, n_params=full.n_params + indexer, sparse_top_k_tokens=top_k, index_head_dim=index_dim)
         is_sparse = config.per_layer("sparse_attention_freq", n_layers, (0, 1)) or is_sparse
-        config.raw("sparse_disable_index_value", "sparse_init_block", "sparse_score_type")
+        config.raw("sparse_disable_index_value", "sparse_init_block", "sparse_local_block", "sparse_score_type")
         config.finish(strict=True)
     moe = read_moe(f, Family(router_bias=True, scoring="sigmoid"), hidden, n_layers)
     dense = dense_mlp(hidden, f.size("dense_intermediate_size"))
@@ -224,11 +224,9 @@ def read_deepseek_v4(f: Fields) -> Body:
     window = f.size("sliding_window")
     f.off("attention_bias")
     f.raw("num_key_value_heads", "hc_eps", "hc_sinkhorn_iters")
+    f.raw("num_hash_layers")  # routed by token id: same experts, the table holds no weights
     streams = f.size("hc_mult", default=1)
-    if f.raw("num_hash_layers"):
-        f.read.add("num_hash_layers")  # routed by token id: same experts, the table holds no weights
-    mixes = (2 + streams) * streams
-    connections = 2 * (mixes * streams * hidden + mixes + 3)  # around attention and around the feed-forward
+    connections = 2 * hyper_connection_params(hidden, streams)  # around attention and around the feed-forward
     moe = read_moe(f, Family(router_bias=True), hidden, n_layers)
     attention = {ratio: _v4_attention(f, hidden, ratio, window) for ratio in sorted(set(ratios))}
     extra = 2 * norm(hidden) + connections
@@ -238,3 +236,51 @@ def read_deepseek_v4(f: Fields) -> Body:
     notes = ("hyper-connections and compressors are counted from the published model code",)
     return _body(f, layers, read_mtp(f, last, hidden), final=norm(hidden) + head, notes=notes)
 
+
+
+def read_inkling(f: Fields) -> Body:
+    """Inkling: short convolutions on keys, values and block outputs; learnt relative positions; shared experts scored.
+
+    Counted from the module definitions of transformers 5 (``inkling``).
+    """
+    hidden, n_layers = f.size("hidden_size"), f.size("num_hidden_layers", high=MAX_LAYERS)
+    kernel, d_rel = f.size("conv_kernel_size"), f.size("d_rel")
+    window = f.size("sliding_window_size")
+    f.raw("log_scaling_n_floor", "log_scaling_alpha", "route_scale", "logits_mup_width_multiplier", "number_of_conv_states")
+    f.raw("chain_hidden_post_norm", "mtp_hidden_states_first")
+    f.off("num_mtp_layers")
+
+    def attention(prefix: str, extent: int, sliding: bool) -> SoftmaxAttention:
+        n_heads, n_kv_heads = f.size(prefix + "num_attention_heads"), f.size(prefix + "num_key_value_heads")
+        head_dim = f.size(prefix + "head_dim")
+        positions = linear(hidden, n_heads * d_rel) + d_rel * extent
+        return softmax_attention(
+            hidden, n_heads, n_kv_heads, head_dim, qk_norm="head",
+            extra_params=positions + 2 * n_kv_heads * head_dim * kernel,
+            pattern="sliding" if sliding else "full", window_tokens=window if sliding else None,
+        )  # fmt: skip
+
+    mixers = {
+        "hybrid": attention("", f.size("rel_extent"), False),
+        "hybrid_sliding": attention("swa_", window, True),
+    }
+    n_experts, top_k = f.size("n_routed_experts", high=10**5), f.size("num_experts_per_tok")
+    if top_k > n_experts:
+        f.problem("num_experts_per_tok", "cannot exceed the number of experts", top_k, f"1 to {n_experts}")
+    n_shared, expert_size = f.size("n_shared_experts", low=0), f.size("moe_intermediate_size")
+    sink = n_shared if f.flag("shared_expert_sink", True) else 0
+    moe = moe_mlp(
+        hidden, n_experts=n_experts, top_k=top_k, expert_size=expert_size, n_shared=n_shared,
+        shared_size=n_shared * expert_size, router_bias=True, n_router_rows=n_experts + sink, scoring="sigmoid",
+    )  # fmt: skip
+    dense = dense_mlp(hidden, f.size("intermediate_size"))
+    kinds = f.per_layer("layer_types", n_layers, tuple(mixers))
+    if kinds is None:
+        f.problem("layer_types", "missing field 'layer_types'")
+        kinds = ("hybrid",) * n_layers
+    extra = 2 * norm(hidden) + 2 * hidden * kernel + 1  # norms, convolutions after both blocks, a scale
+    layers = [
+        Layer((mixers[kind], moe if is_moe else dense), extra)
+        for kind, is_moe in zip(kinds, moe_layers(f, n_layers), strict=True)
+    ]
+    return _body(f, layers, final=2 * norm(hidden))  # one on the embedding
