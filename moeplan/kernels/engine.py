@@ -1,13 +1,15 @@
 """The serving engine's iteration loop: continuous batching with paged KV on all replicas of a pool.
 
-One replica is a group of ranks in lockstep (attention data-parallel ranks, and pipeline lanes); each rank has its own waiting
-queue, running set and KV blocks, and an iteration lasts as long as the slowest rank's. The policy is vLLM V1's: running
-sequences decode first, then the token budget goes to prompts in order of arrival, and when no KV block is left the youngest
-sequence is preempted and later recomputed. docs/method/serving.md states what is exact and what is approximated.
+One replica is a group of ranks in lockstep (attention data-parallel ranks, and pipeline lanes); each rank has its own
+waiting queue, running set and KV blocks, and an iteration lasts as long as the slowest rank's. The policy is vLLM V1's:
+running sequences decode first, then the token budget goes to prompts in order of arrival, and when no KV block is
+left the youngest sequence is preempted and later recomputed. docs/method/serving.md states what is exact and what is
+approximated.
 
-No work is done per sequence and iteration. A decoding sequence ends when its rank's iteration counter reaches a number known
-when it joins (a heap holds them), needs a KV block whenever the counter has one residue modulo the block size (counted per
-residue), and adds one token per iteration to the context sum. tests/reference/engine_twin.py does the same step by step.
+No work is done per sequence and iteration. A decoding sequence ends when its rank's iteration counter reaches a number
+known when it joins (a heap holds them), needs a KV block whenever the counter has one residue modulo the block size
+(counted per residue), and adds one token per iteration to the context sum. tests/reference/engine_twin.py does the same
+step by step.
 """
 
 from __future__ import annotations
@@ -216,7 +218,7 @@ def _preempt_youngest(limits, requests, ranks, rank):
         request = items[youngest]
         _heap_remove(keys, items, size, youngest)
         held = _cached_tokens(requests, ranks, rank, request)
-        _leave_batch(limits, requests, ranks, rank, request, held)
+        _leave_batch(limits, ranks, rank, held)
         requests.generated[request] += ranks.iteration[rank] - requests.joined[request]
     ranks.free_blocks[rank] += _blocks(held, limits.block_tokens)
     ranks.sums[rank, N_PREEMPTIONS] += 1
@@ -228,7 +230,7 @@ def _preempt_youngest(limits, requests, ranks, rank):
 
 
 @njit(cache=True)
-def _leave_batch(limits, requests, ranks, rank, request, held):
+def _leave_batch(limits, ranks, rank, held):
     ranks.n_decoding[rank] -= 1
     ranks.context_sum[rank] -= held
     residue = (ranks.iteration[rank] - held) % limits.block_tokens
@@ -278,7 +280,11 @@ def _compose(table, limits, requests, ranks, rank, now_s, cutoff_s):
             if np.isnan(requests.scheduled_s[request]):
                 requests.scheduled_s[request] = now_s
         attention_s += _interpolate2(
-            table.prefill_query_grid, table.prefill_context_grid, table.prefill_attention_time_s, float(chunk), float(done)
+            table.prefill_query_grid,
+            table.prefill_context_grid,
+            table.prefill_attention_time_s,
+            float(chunk),
+            float(done),
         )
         budget -= chunk
         prefill_tokens += chunk
@@ -342,7 +348,7 @@ def _complete(limits, requests, ranks, pool, rank, end_s):
         request = items[0]
         _heap_remove(keys, items, ranks.n_decoding[rank], 0)
         held = _cached_tokens(requests, ranks, rank, request)
-        _leave_batch(limits, requests, ranks, rank, request, held)
+        _leave_batch(limits, ranks, rank, held)
         ranks.free_blocks[rank] += _blocks(held, limits.block_tokens)
         _end_request(limits, requests, pool, request, COMPLETED, end_s)
     for i in range(ranks.n_joining[rank]):
@@ -366,7 +372,7 @@ def _complete(limits, requests, ranks, pool, rank, end_s):
 
 @njit(cache=True)
 def _only_decodes(limits, requests, ranks, first, last):
-    """Iterations for which the batch of ranks first..last-1 certainly keeps its composition (KV aside), 0 if unknown."""
+    """Iterations for which the batch of these ranks certainly keeps its composition (KV aside), 0 if unknown."""
     steps = np.int64(2**62)
     for rank in range(first, last):
         if ranks.prefilling[rank] >= 0:
@@ -556,7 +562,7 @@ def _dispatch(limits, requests, ranks, pool, rank, request, ready_s):
 def run(table, limits, requests, ranks, pool, until_s):
     """Advances the pool: all arrivals, and all iterations that start, before ``until_s`` [s].
 
-    State lives in the arrays, so a run cut into any windows gives the same events. Returns how many requests have ended.
+    State lives in the arrays: a run cut into any windows gives the same events. Returns how many requests have ended.
     """
     n_requests = requests.arrival_s.size
     n_replicas = pool.clock_s.size

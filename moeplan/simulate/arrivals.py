@@ -14,7 +14,7 @@ _MAX_TOKENS = 2**40  # keeps every token count exact in the kernel's arithmetic
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Requests:
-    """Arrays of shape (n_requests,). ``arrival_s`` does not decrease; NaN for closed-loop users (known only in the run)."""
+    """Arrays of shape (n_requests,). ``arrival_s`` does not decrease; NaN in a closed loop (known only in the run)."""
 
     arrival_s: npt.NDArray[np.float64]
     input_tokens: npt.NDArray[np.int64]
@@ -109,7 +109,7 @@ def draw_lengths(distribution: LengthDistribution, n: int, rng: np.random.Genera
         return rng.integers(low, high, n, endpoint=True)
     sigma = distribution.sigma_log
     if not (distribution.mean_tokens > 0.0 and 0.0 <= sigma < np.inf):
-        raise ValueError(f"lengths: log-normal needs a positive mean and sigma (got {distribution.mean_tokens}, {sigma})")
+        raise ValueError(f"lengths: log-normal needs mean > 0, sigma >= 0 (got {distribution.mean_tokens}, {sigma})")
     # Mean of a log-normal is exp(mu + sigma^2 / 2).
     draw = rng.lognormal(np.log(distribution.mean_tokens) - 0.5 * sigma**2, sigma, n)
     return np.clip(np.rint(draw), low, high).astype(np.int64)

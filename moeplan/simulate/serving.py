@@ -32,7 +32,7 @@ _WINDOW_S = 60.0  # simulated time between control events; a run gives the same 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EventLog:
-    """What happened. Request arrays have shape (n_requests,), in order of arrival; times are NaN where never reached."""
+    """What happened. Request arrays have shape (n_requests,), in order of arrival; a time never reached is NaN."""
 
     arrival_s: Floats  # when the user sent it
     scheduled_s: Floats  # start of the first iteration that worked on it
@@ -42,6 +42,7 @@ class EventLog:
     input_tokens: Ints
     output_tokens: Ints
     replica: Ints  # -1: rejected at the door
+    n_users: int  # closed loop; 0 otherwise
     n_ranks: int  # queues over all replicas: attention data-parallel ranks x pipeline lanes
     replica_busy_s: Floats  # (n_replicas,) time in iterations
     replica_iterations: Ints  # (n_replicas,)
@@ -163,6 +164,7 @@ class _Run:
             input_tokens=self.requests.input_tokens,
             output_tokens=self.requests.output_tokens,
             replica=self.requests.rank // limits.ranks_per_replica,
+            n_users=self.pool.user.size,
             n_ranks=self.ranks.iteration.size,
             replica_busy_s=self.pool.sums[:, kernel.BUSY_S],
             replica_iterations=self.pool.sums[:, kernel.N_ITERATIONS].astype(np.int64),

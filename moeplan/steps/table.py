@@ -1,4 +1,4 @@
-"""The time of one engine iteration as arrays on grids: what `steps.serving` compiles and the engine kernel interpolates."""
+"""Time of one engine iteration as arrays on grids: `steps.serving` compiles it, the engine kernel interpolates it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ Array = npt.NDArray[np.float64]
 class StepTable:
     """Seconds of one forward pass over all layers on the slowest GPU (docs/decisions/0001).
 
-    An iteration takes ``linear(tokens) + decode_attention(batch, mean context) + sum of prefill_attention(query, cached)
-    over its prompts + head(rows)``, at least ``eager_time_s`` when it has more than ``graph_max_tokens`` tokens, plus
-    ``step_overhead_s``. Tokens, batch and rows are those of ONE attention data-parallel rank and, under pipeline
-    parallelism, of one micro-batch; the table assumes the other ranks hold as many.
+    An iteration takes ``linear(tokens) + decode_attention(batch, mean context) + head(rows)`` plus the sum over its
+    prompts of ``prefill_attention(query, cached)``, at least ``eager_time_s`` when it has more than
+    ``graph_max_tokens`` tokens, plus ``step_overhead_s``. Below a grid its first value holds, above it the last
+    slope. Tokens, batch and rows are those of ONE attention data-parallel rank and, under pipeline parallelism, of
+    one micro-batch; the table assumes the other ranks hold as many.
 
     Grids increase strictly and have at least two points. Raises ValueError when a grid or a time is unusable.
     """

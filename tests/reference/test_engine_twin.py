@@ -1,0 +1,154 @@
+"""The engine kernel gives the events of its plain twin, request by request, for any small case and any windows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from engine_twin import Twin
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moeplan.kernels import engine as kernel
+from moeplan.simulate.arrivals import Requests
+from moeplan.simulate.serving import _Run
+from moeplan.steps.table import StepTable
+
+
+@st.composite
+def tables(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+
+    def grid(*points):
+        return np.array(points, dtype=float)
+
+    def rising(*shape):
+        times = rng.uniform(0.0, 1e-3, shape)
+        for axis in range(len(shape)):
+            times = np.cumsum(times, axis=axis)
+        return times
+
+    return StepTable(
+        token_grid=grid(1, 4, 20, 64),
+        linear_time_s=rising(4) + 1e-3,
+        decode_batch_grid=grid(1, 3, 8),
+        decode_context_grid=grid(2, 10, 40),
+        decode_attention_time_s=rising(3, 3),
+        prefill_query_grid=grid(1, 16),
+        prefill_context_grid=grid(0, 7, 30),
+        prefill_attention_time_s=rising(2, 3),
+        head_rows_grid=grid(1, 5),
+        head_time_s=rising(2),
+        step_overhead_s=draw(st.sampled_from([0.0, 3e-4])),
+        eager_time_s=draw(st.sampled_from([0.0, 5e-3])),
+        graph_max_tokens=draw(st.sampled_from([6, 1000])),
+        pp=1,
+    )
+
+
+@st.composite
+def cases(draw):
+    n = draw(st.integers(1, 40))
+    max_num_seqs = draw(st.integers(1, 8))
+    block_tokens = draw(st.sampled_from([1, 2, 4, 16]))
+    closed = draw(st.booleans())
+    limits = kernel.Limits(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_seqs + draw(st.integers(0, 30)),
+        chunked_prefill=draw(st.booleans()),
+        block_tokens=block_tokens,
+        n_blocks=draw(st.integers(0, 120)) // block_tokens,
+        max_context_tokens=draw(st.sampled_from([60, 2**60])),
+        ranks_per_replica=draw(st.integers(1, 3)),
+        lookahead=draw(st.booleans()),
+        least_loaded=draw(st.booleans()),
+        closed_loop=closed,
+        request_overhead_s=draw(st.sampled_from([0.0, 7.7e-4])),
+    )
+    lengths = st.lists(st.integers(0, 40), min_size=n, max_size=n)
+    gaps_s = draw(st.lists(st.sampled_from([0.0, 1.3e-3, 1.71e-2, 0.153]), min_size=n, max_size=n))
+    arrival_s = np.full(n, np.nan) if closed else np.cumsum(gaps_s)
+    requests = Requests(arrival_s, np.array(draw(lengths)), np.array(draw(lengths)), draw(st.integers(1, 6)) * closed)
+    return draw(tables()), limits, draw(st.integers(1, 3)), requests
+
+
+def run_kernel(table, limits, n_replicas, requests, windows_s=()):
+    run = _Run(table, limits, requests, n_replicas)
+    for until_s in (*windows_s, np.inf):
+        kernel.run(run.table, run.limits, run.requests, run.ranks, run.pool, float(until_s))
+    return run
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cases())
+def test_kernel_gives_the_events_of_the_twin(case):
+    table, limits, n_replicas, requests = case
+    run = run_kernel(*case)
+    twin = Twin(
+        table, limits, n_replicas, requests.arrival_s, requests.input_tokens, requests.output_tokens, requests.n_users
+    ).run()
+    state = run.requests
+    assert state.outcome.tolist() == [r.outcome for r in twin.requests]
+    assert state.rank.tolist() == [r.rank for r in twin.requests]
+    for name in ("arrival_s", "scheduled_s", "first_token_s", "finish_s"):
+        expected = [getattr(r, name) for r in twin.requests]
+        np.testing.assert_allclose(getattr(state, name), expected, rtol=1e-12, atol=1e-13, err_msg=name)
+    busy = [i for i in twin.iterations if i.end_s > i.start_s]
+    assert run.pool.sums[:, kernel.N_ITERATIONS].sum() == len(busy)
+    assert run.ranks.sums[:, kernel.DECODE_TOKENS].sum() == sum(i.decode for i in busy)
+    assert run.ranks.sums[:, kernel.PREFILL_TOKENS].sum() == sum(i.prefill_tokens for i in busy)
+    running_time_s = sum(i.running * (i.end_s - i.start_s) for i in busy)
+    assert run.ranks.sums[:, kernel.RUNNING_TIME_S].sum() == pytest.approx(running_time_s)
+    if limits.ranks_per_replica == 1:
+        peak = max((i.used_blocks for i in busy), default=0)
+        assert run.ranks.sums[:, kernel.PEAK_BLOCKS].max() == peak
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.lists(st.floats(0.0, 1.0), max_size=30))
+def test_windows_change_nothing(case, windows_s):
+    whole = run_kernel(*case)
+    cut = run_kernel(*case, windows_s=sorted(windows_s))
+    for ours, theirs in zip((*whole.requests, *whole.ranks), (*cut.requests, *cut.ranks), strict=True):
+        if ours is not whole.ranks.cell and ours is not whole.ranks.sums:
+            np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(whole.pool.clock_s, cut.pool.clock_s)
+    np.testing.assert_allclose(whole.ranks.sums, cut.ranks.sums, rtol=1e-12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases())
+def test_nothing_is_left_behind(case):
+    """Every request has one outcome and every seat, token and KV block is given back."""
+    _, limits, _, requests = case
+    run = run_kernel(*case)
+    assert np.all(run.requests.outcome != kernel.PENDING)
+    assert run.pool.counters[kernel.N_ENDED] == len(requests)
+    assert np.all(run.ranks.free_blocks == limits.n_blocks)
+    for name in ("n_waiting", "n_decoding", "context_sum", "block_residue", "n_joining"):
+        assert not np.any(getattr(run.ranks, name)), name
+    assert np.all(run.ranks.queue_head == -1)
+    done = run.requests.outcome == kernel.COMPLETED
+    produced = run.ranks.sums[:, kernel.DECODE_TOKENS].sum()
+    preemptions = run.ranks.sums[:, kernel.N_PREEMPTIONS].sum()
+    # A prompt's last chunk gives one token; so does each recomputation that got that far.
+    tokens = requests.output_tokens[done].sum()
+    assert tokens - done.sum() - preemptions <= produced <= tokens - done.sum()
+    prompts = requests.input_tokens[done].sum()
+    assert run.ranks.sums[:, kernel.PREFILL_TOKENS].sum() >= prompts
+    if preemptions == 0:
+        assert run.ranks.sums[:, kernel.PREFILL_TOKENS].sum() == prompts
+
+
+def test_cases_cover_preemption_and_rejection():
+    """The strategies reach the rare paths, otherwise the tests above would prove little."""
+    seen = set()
+
+    @settings(max_examples=150, deadline=None, database=None, derandomize=True)
+    @given(cases())
+    def look(case):
+        run = run_kernel(*case)
+        seen.update(run.requests.outcome.tolist())
+        seen.update({"preempted"} if run.ranks.sums[:, kernel.N_PREEMPTIONS].sum() else ())
+
+    look()
+    assert {kernel.COMPLETED, kernel.REJECTED_EMPTY, kernel.REJECTED_CONTEXT, kernel.REJECTED_KV, "preempted"} <= seen
