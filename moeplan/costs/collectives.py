@@ -1,30 +1,79 @@
-"""Seconds of communication between GPUs: collectives, expert dispatch and combine, point to point, host copies.
+"""Seconds of communication between GPUs: NCCL collectives, the engines' own all-reduce, point to point, host copies.
 
-Every function is alpha-beta (Hockney 1994) per protocol; `docs/method/collectives.md` holds the equations. Bytes and GPU counts
-broadcast against each other. A group of ``n_gpus`` ranks fills scale-up domains of ``hardware.n_gpus_scale_up`` one after
-another unless ``ranks_per_domain`` says how many of its ranks share a domain (1 for a data-parallel group that strides nodes).
+Latency and bandwidth (Hockney 1994; Thakur, Rabenseifner and Gropp 2005) per protocol, with the library's switch
+between protocols; equations, parameters and papers are in ``docs/method/collectives.md``. Bytes and GPU counts
+broadcast. A group fills domains (NVLink, PCIe node, rack) one after another unless ``ranks_per_domain`` says how many
+of its ranks share one: 1 for a data-parallel group that strides the nodes. Dispatch and combine of experts are in
+`expert_exchange`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaln
 
-from moeplan.spec.hardware import Hardware, Link
+from moeplan.costs.expert_exchange import Copies, moe_combine_time_s, moe_dispatch_time_s
+from moeplan.costs.fabrics import (
+    Array,
+    ArrayLike,
+    domain_ranks,
+    fabric_of,
+    inner_bytes_per_s,
+    scale_out_of,
+    stream_bytes_per_s,
+)
+from moeplan.costs.roofline import joined_s
+from moeplan.spec.hardware import Hardware
 
-FloatArray = NDArray[np.float64]
+__all__ = [
+    "DEFAULTS",
+    "Copies",
+    "all_gather_time_s",
+    "all_reduce_time_s",
+    "all_to_all_time_s",
+    "custom_all_reduce_time_s",
+    "fast_all_reduce_time_s",
+    "host_copy_time_s",
+    "moe_combine_time_s",
+    "moe_dispatch_time_s",
+    "reduce_scatter_time_s",
+    "send_time_s",
+]
 
+# Where nothing is measured: rounded medians of the fits to A100, H100, H200, B200, B300 and GB200.
+_RING = {
+    "base_s": 7e-6,  # launch and first synchronisation
+    "hop_s": 1e-6,  # one step of the low-latency protocol (LL, LL128)
+    "low_latency_efficiency": 0.35,  # of the link rate, in that protocol
+    "switch_bytes": 1e6,  # bytes per rank at which the library takes the bulk protocol (Simple)
+    "bulk_hop_s": 7e-6,  # one step of the bulk protocol
+    "efficiency": 0.8,  # of the link rate, in the bulk protocol
+    "local_chunks": 0.7,  # time of a rank's own chunk, in steps of the ring
+    "sharpness": 1.3,  # overlap of steps and streaming, 1 = none
+    "host_path": 0.25,  # of the PCIe rate when more than two cards share the host (L40S)
+}
+DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "all_reduce": {**_RING, "multicast_efficiency": 0.6},
+    "all_gather": _RING,
+    "reduce_scatter": _RING,
+    "all_to_all": {
+        **_RING, "base_s": 8e-6, "hop_s": 3e-7, "low_latency_efficiency": 0.08, "switch_bytes": 2e4,
+        "bulk_hop_s": 6e-6, "efficiency": 0.63, "sharpness": 1.0,
+    },
+    "custom_allreduce": {
+        "base_s": 4e-6, "hop_s": 1e-7, "one_shot_efficiency": 0.6, "two_shot_s": 6e-6, "two_shot_efficiency": 0.7,
+        "limit_bytes": 1.2e7, "bulk_hop_s": 4e-6, "efficiency": 0.8, "local_chunks": 0.5,
+        "multicast_efficiency": 0.6, "host_path": 0.25,
+    },
+    # NCCL send/recv inside an A100 and an H100 node, Vidur @7d47513: 17 us up to 1 MB, then 240 and 370 GB/s.
+    "send": {"base_s": 8e-6, "efficiency": 0.8},
+    # nvbandwidth on H200 (ML Engineering, network chapter): 55.4 GB/s of PCIe 5.0 x16; base as one kernel launch.
+    "host_copy": {"base_s": 1e-5, "efficiency": 0.86},
+}  # fmt: skip
 
-@dataclass(frozen=True, slots=True)
-class Copies:
-    """Expected copies of one token that leave its GPU, by the link that carries them [copies per token]."""
-
-    scale_up: FloatArray
-    scale_out: FloatArray
+_SWITCH_STEEPNESS = 4.0  # width of the protocol switch: 10 to 90 % of the way within a factor of 3
+_LIMIT_STEEPNESS = 6.0
 
 
 def all_reduce_time_s(
@@ -34,9 +83,9 @@ def all_reduce_time_s(
     hardware: Hardware,
     p: Mapping[str, float],
     ranks_per_domain: ArrayLike | None = None,
-) -> FloatArray:
-    """All-reduce of ``n_bytes`` on each of ``n_gpus`` [s]."""
-    return _collective_time_s(n_bytes, n_gpus, 2.0, hardware, p, ranks_per_domain)
+) -> Array:
+    """All-reduce of ``n_bytes`` on each of ``n_gpus`` [s]: ring, or switch multicast where that is faster."""
+    return _ring_time_s(n_bytes, n_gpus, 2, hardware, p, ranks_per_domain)
 
 
 def all_gather_time_s(
@@ -46,9 +95,9 @@ def all_gather_time_s(
     hardware: Hardware,
     p: Mapping[str, float],
     ranks_per_domain: ArrayLike | None = None,
-) -> FloatArray:
+) -> Array:
     """All-gather whose *result* is ``n_bytes`` on each of ``n_gpus`` [s]."""
-    return _collective_time_s(n_bytes, n_gpus, 1.0, hardware, p, ranks_per_domain)
+    return _ring_time_s(n_bytes, n_gpus, 1, hardware, p, ranks_per_domain)
 
 
 def reduce_scatter_time_s(
@@ -58,9 +107,9 @@ def reduce_scatter_time_s(
     hardware: Hardware,
     p: Mapping[str, float],
     ranks_per_domain: ArrayLike | None = None,
-) -> FloatArray:
+) -> Array:
     """Reduce-scatter whose *input* is ``n_bytes`` on each of ``n_gpus`` [s]."""
-    return _collective_time_s(n_bytes, n_gpus, 1.0, hardware, p, ranks_per_domain)
+    return _ring_time_s(n_bytes, n_gpus, 1, hardware, p, ranks_per_domain)
 
 
 def all_to_all_time_s(
@@ -70,30 +119,38 @@ def all_to_all_time_s(
     hardware: Hardware,
     p: Mapping[str, float],
     ranks_per_domain: ArrayLike | None = None,
-) -> FloatArray:
+) -> Array:
     """All-to-all where each of ``n_gpus`` holds ``n_bytes`` in equal parts for every rank, itself included [s]."""
-    size, n, local = _shape(n_bytes, n_gpus, hardware, ranks_per_domain)
-    return exchange_time_s(size * (local - 1) / n, size * (n - local) / n, n, hardware=hardware, p=p)
+    size, n, local = _group(n_bytes, n_gpus, hardware, ranks_per_domain)
+    rate = inner_bytes_per_s(local, hardware, p)
+    base_s = p["base_s"] + p["hop_s"] * (n - 1)
+    low_s = base_s + (local - 1) / n * size / (rate * p["low_latency_efficiency"])
+    stream_s = (local - 1 + p["local_chunks"]) / n * size / (rate * p["efficiency"])
+    if np.any(n > local):
+        crossing_s = (n - local) / n * size / stream_bytes_per_s(hardware)
+        hop_s = np.where(n > local, fabric_of(scale_out_of(hardware)).hop_s, 0.0)
+        base_s, low_s = base_s + hop_s, np.maximum(low_s, base_s + crossing_s) + hop_s
+        stream_s = np.maximum(stream_s, crossing_s)
+    bulk_s = base_s + joined_s(np.full_like(stream_s, p["bulk_hop_s"]), stream_s, p["sharpness"])
+    return np.where(n > 1, _switched_s(low_s, bulk_s, size / n / p["switch_bytes"], _SWITCH_STEEPNESS), 0.0)
 
 
-def exchange_time_s(
-    scale_up_bytes: ArrayLike,
-    scale_out_bytes: ArrayLike,
-    n_gpus: ArrayLike,
-    *,
-    hardware: Hardware,
-    p: Mapping[str, float],
-) -> FloatArray:
-    """Any exchange given the bytes the busiest GPU moves in one direction over each link [s]; both links run at once."""
-    up, out, n = np.broadcast_arrays(
-        np.asarray(scale_up_bytes, float), np.asarray(scale_out_bytes, float), np.asarray(n_gpus, float)
-    )
-    efficiency = p["efficiency"]
-    stream = up / (hardware.scale_up.bytes_per_s * efficiency)
-    if np.any(out > 0):
-        nic = _scale_out(hardware)
-        stream = np.maximum(stream, out / (nic.bytes_per_s * efficiency)) + np.where(out > 0, nic.latency_s, 0.0)
-    return np.where(n > 1, p["base_s"] + stream, 0.0)
+def custom_all_reduce_time_s(
+    n_bytes: ArrayLike, n_gpus: ArrayLike, *, hardware: Hardware, p: Mapping[str, float]
+) -> Array:
+    """All-reduce of a serving engine inside one domain, in a CUDA graph [s].
+
+    Up to ``limit_bytes`` the better of one-shot (every rank reads all others) and two-shot (scatter and gather by
+    direct reads) over peer memory; above it the engine hands over to NCCL's bulk ring or multicast.
+    """
+    size, n, _ = _group(n_bytes, n_gpus, hardware, n_gpus)
+    rate = inner_bytes_per_s(n, hardware, p)
+    start_s = p["base_s"] + p["hop_s"] * (n - 1)
+    one_shot_s = start_s + (n - 1) * size / (rate * p["one_shot_efficiency"])
+    two_shot_s = start_s + p["two_shot_s"] + 2 * (n - 1) / n * size / (rate * p["two_shot_efficiency"])
+    bulk_s = p["base_s"] + p["bulk_hop_s"] * 2 * (n - 1) + _stream_s(size, n, 2, rate, p)
+    time_s = _switched_s(np.minimum(one_shot_s, two_shot_s), bulk_s, size / p["limit_bytes"], _LIMIT_STEEPNESS)
+    return np.where(n > 1, time_s, 0.0)
 
 
 def fast_all_reduce_time_s(
@@ -104,137 +161,93 @@ def fast_all_reduce_time_s(
     p: Mapping[str, float],
     custom: Mapping[str, float] | None,
     ranks_per_domain: ArrayLike | None = None,
-) -> FloatArray:
-    """All-reduce as an engine runs it [s]: its own kernel (parameters ``custom``) inside a domain where that is faster, else NCCL."""
-    nccl = all_reduce_time_s(n_bytes, n_gpus, hardware=hardware, p=p, ranks_per_domain=ranks_per_domain)
+) -> Array:
+    """All-reduce as an engine runs it [s]: its own (parameters ``custom``) inside a domain where faster, else NCCL."""
+    nccl_s = all_reduce_time_s(n_bytes, n_gpus, hardware=hardware, p=p, ranks_per_domain=ranks_per_domain)
     if custom is None:
-        return nccl
-    _, n, local = _shape(n_bytes, n_gpus, hardware, ranks_per_domain)
-    own = custom_all_reduce_time_s(n_bytes, n_gpus, hardware=hardware, p=custom)
-    return np.where(n == local, np.minimum(nccl, own), nccl)
+        return nccl_s
+    _, n, local = _group(n_bytes, n_gpus, hardware, ranks_per_domain)
+    custom_s = custom_all_reduce_time_s(n_bytes, n_gpus, hardware=hardware, p=custom)
+    return np.where(n == local, np.minimum(nccl_s, custom_s), nccl_s)
 
 
-def custom_all_reduce_time_s(
-    n_bytes: ArrayLike, n_gpus: ArrayLike, *, hardware: Hardware, p: Mapping[str, float]
-) -> FloatArray:
-    """The engines' one-shot / two-shot all-reduce over peer memory inside one domain [s]."""
-    return _collective_time_s(n_bytes, n_gpus, 2.0, hardware, p, n_gpus)
+def send_time_s(n_bytes: ArrayLike, *, hardware: Hardware, p: Mapping[str, float], same_domain: bool = True) -> Array:
+    """Send ``n_bytes`` from one GPU to another [s], over the scale-up link or, if not ``same_domain``, one NIC."""
+    size = np.asarray(n_bytes, np.float64)
+    if same_domain:
+        return p["base_s"] + size / (hardware.scale_up.bytes_per_s * p["efficiency"])
+    hop_s = fabric_of(scale_out_of(hardware)).hop_s
+    return p["base_s"] + hop_s + size / stream_bytes_per_s(hardware)
 
 
-def moe_dispatch_time_s(
-    n_tokens: ArrayLike,
-    hidden_size: ArrayLike,
-    topk: ArrayLike,
-    *,
-    n_experts: ArrayLike,
-    ep: ArrayLike,
-    bytes_per_value: ArrayLike,
-    hardware: Hardware,
-    p: Mapping[str, float],
-    copies: Copies | None = None,
-    imbalance: ArrayLike = 1.0,
-) -> FloatArray:
-    """Send ``n_tokens`` per GPU to the GPUs of their experts [s].
+def host_copy_time_s(n_bytes: ArrayLike, *, hardware: Hardware, p: Mapping[str, float]) -> Array:
+    """Copy between GPU and pinned host memory, one direction [s]; nothing where both are one memory.
 
-    ``bytes_per_value`` includes the scales of a quantised payload. ``copies`` replaces the uniform-routing expectation;
-    ``imbalance`` is the busiest rank's received bytes over the mean.
+    Raises:
+        ValueError: the profile states no link between host and GPU.
     """
-    c = uniform_copies(topk, n_experts, ep, hardware=hardware) if copies is None else copies
-    token_bytes = np.asarray(n_tokens, float) * np.asarray(hidden_size, float) * bytes_per_value * imbalance
-    return exchange_time_s(token_bytes * c.scale_up, token_bytes * c.scale_out, ep, hardware=hardware, p=p)
-
-
-def moe_combine_time_s(
-    n_tokens: ArrayLike,
-    hidden_size: ArrayLike,
-    topk: ArrayLike,
-    *,
-    n_experts: ArrayLike,
-    ep: ArrayLike,
-    bytes_per_value: ArrayLike,
-    hardware: Hardware,
-    p: Mapping[str, float],
-    copies: Copies | None = None,
-    imbalance: ArrayLike = 1.0,
-) -> FloatArray:
-    """Return and sum the experts' outputs of ``n_tokens`` per GPU [s]: the dispatch backwards, usually in bf16."""
-    return moe_dispatch_time_s(
-        n_tokens, hidden_size, topk, n_experts=n_experts, ep=ep, bytes_per_value=bytes_per_value,
-        hardware=hardware, p=p, copies=copies, imbalance=imbalance,
-    )  # fmt: skip
-
-
-def send_time_s(
-    n_bytes: ArrayLike, *, hardware: Hardware, p: Mapping[str, float], same_domain: bool = True
-) -> FloatArray:
-    """Send ``n_bytes`` from one GPU to another [s], over the scale-up link or, if not ``same_domain``, the NIC."""
-    link = hardware.scale_up if same_domain else _scale_out(hardware)
-    return np.asarray(p["base_s"] + link.latency_s + np.asarray(n_bytes, float) / (link.bytes_per_s * p["efficiency"]))
-
-
-def host_copy_time_s(n_bytes: ArrayLike, *, hardware: Hardware, p: Mapping[str, float]) -> FloatArray:
-    """Copy between GPU and pinned host memory [s]. Raises ValueError where the profile states no host link."""
-    link = hardware.host.pcie
-    if link is None:
+    size = np.asarray(n_bytes, np.float64)
+    if hardware.device.unified_memory:
+        return np.zeros_like(size)
+    if hardware.host.pcie is None:
         raise ValueError(f"{hardware.slug}: the profile states no link between host and GPU")
-    return np.asarray(p["base_s"] + link.latency_s + np.asarray(n_bytes, float) / (link.bytes_per_s * p["efficiency"]))
+    return p["base_s"] + size / (hardware.host.pcie.bytes_per_s * p["efficiency"])
 
 
-def distinct_groups(topk: ArrayLike, n_experts: ArrayLike, n_groups: ArrayLike) -> FloatArray:
-    """Expected number of the ``n_groups`` equal groups of experts that ``topk`` distinct, uniformly drawn experts hit.
-
-    G (1 - C(E - E/G, k) / C(E, k)): a group is missed when all k draws without replacement fall outside it.
-    """
-    k, e, g = (np.asarray(x, float) for x in (topk, n_experts, n_groups))
-    rest = e - e / g
-    possible = rest >= k  # otherwise k draws cannot avoid the group
-    room = np.where(possible, rest, k)
-    log_miss = gammaln(room + 1) - gammaln(room - k + 1) - gammaln(e + 1) + gammaln(e - k + 1)
-    return np.asarray(g * (1.0 - np.where(possible, np.exp(log_miss), 0.0)))
-
-
-def uniform_copies(topk: ArrayLike, n_experts: ArrayLike, ep: ArrayLike, *, hardware: Hardware) -> Copies:
-    """Copies per token under uniform routing: one per distinct remote rank in the domain, one per distinct remote domain."""
-    ranks = np.asarray(ep, float)
-    domains = np.ceil(ranks / hardware.n_gpus_scale_up)
-    per_rank = distinct_groups(topk, n_experts, ranks) / ranks
-    per_domain = distinct_groups(topk, n_experts, domains) / domains
-    # Copies that arrive from other domains are forwarded inside this one: over all domains a rank still gets each token once.
-    local = ranks / domains
-    return Copies(scale_up=per_rank * (local - 1) * domains, scale_out=per_domain * (domains - 1))
-
-
-def _scale_out(hardware: Hardware) -> Link:
-    if hardware.scale_out is None:
-        raise ValueError(f"{hardware.slug}: the group is larger than one scale-up domain and the profile has no scale-out link")
-    return hardware.scale_out
-
-
-def _shape(
+def _group(
     n_bytes: ArrayLike, n_gpus: ArrayLike, hardware: Hardware, ranks_per_domain: ArrayLike | None
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    n = np.asarray(n_gpus, float)
-    local = np.minimum(n, hardware.n_gpus_scale_up if ranks_per_domain is None else np.asarray(ranks_per_domain, float))
-    size, n, local = np.broadcast_arrays(np.asarray(n_bytes, float), n, local)
+) -> tuple[Array, Array, Array]:
+    """Bytes, ranks and ranks per domain, broadcast to one shape."""
+    n = np.asarray(n_gpus, np.float64)
+    local = domain_ranks(n, hardware, ranks_per_domain)
+    size, n, local = np.broadcast_arrays(np.asarray(n_bytes, np.float64), n, local)
     return size, n, local
 
 
-def _collective_time_s(
+def _ring_time_s(
     n_bytes: ArrayLike,
     n_gpus: ArrayLike,
-    passes: float,
+    passes: int,
     hardware: Hardware,
     p: Mapping[str, float],
     ranks_per_domain: ArrayLike | None,
-) -> FloatArray:
-    size, n, local = _shape(n_bytes, n_gpus, hardware, ranks_per_domain)
-    bus_bytes = passes * (n - 1) / n * size  # bytes every ring edge carries
-    stream = bus_bytes / (hardware.scale_up.bytes_per_s * p["efficiency"])
-    latency = p["base_s"] + p["hop_s"] * passes * (n - 1)
+) -> Array:
+    """``passes`` times around a ring of n ranks [s]: reduce-scatter or all-gather once, all-reduce twice."""
+    size, n, local = _group(n_bytes, n_gpus, hardware, ranks_per_domain)
+    rate = inner_bytes_per_s(local, hardware, p)
+    steps = passes * (n - 1)
+    low_stream_s = steps / n * size / (rate * p["low_latency_efficiency"])
+    stream_s = _stream_s(size, n, passes, rate, p)
+    hops = steps
+    far_s = np.zeros_like(size)
     if np.any(n > local):
-        nic = _scale_out(hardware)
-        # The ring leaves a domain over the NICs of all its ranks at once.
-        out = bus_bytes / (local * nic.bytes_per_s * p["efficiency"])
-        stream = np.where(n > local, np.maximum(np.where(local > 1, stream, 0.0), out), stream)
-        latency = latency + np.where(n > local, passes * (n / local - 1) * nic.latency_s, 0.0)
-    return np.where(n > 1, latency + stream, 0.0)
+        domains = n / local
+        # Every rank of a domain drives its own NIC. Two domains all-reduce as a tree: each sends its sum once.
+        crossing = np.where((passes == 2) & (domains == 2), 1.0, steps / n) * size / local
+        crossing_s = np.where(n > local, crossing / stream_bytes_per_s(hardware), 0.0)
+        inner = local > 1
+        low_stream_s = np.maximum(np.where(inner, low_stream_s, 0.0), crossing_s)
+        stream_s = np.maximum(np.where(inner, stream_s, 0.0), crossing_s)
+        # All-reduce climbs and descends a binary tree of domains, the others walk the whole ring.
+        far_steps = 2 * np.ceil(np.log2(domains)) if passes == 2 else domains - 1
+        far_s = np.where(n > local, far_steps * fabric_of(scale_out_of(hardware)).hop_s, 0.0)
+        hops = passes * (local - 1) if passes == 2 else n - domains
+    low_s = p["base_s"] + p["hop_s"] * hops + far_s + low_stream_s
+    bulk_s = p["base_s"] + joined_s(p["bulk_hop_s"] * hops + far_s, stream_s, p["sharpness"])
+    return np.where(n > 1, _switched_s(low_s, bulk_s, size / n / p["switch_bytes"], _SWITCH_STEEPNESS), 0.0)
+
+
+def _stream_s(size: Array, n: Array, passes: int, rate: Array, p: Mapping[str, float]) -> Array:
+    """Bulk transfer [s]: ring with the rank's own chunk, or for an all-reduce the switch's multicast where faster."""
+    ring_s = (passes * (n - 1) + p["local_chunks"]) / n * size / (rate * p["efficiency"])
+    if passes == 1 or "multicast_efficiency" not in p:
+        return ring_s
+    # In-switch reduction: a rank sends its data up once, and its reduced chunk once to be multicast.
+    multicast_s = (n + 1) / n * size / (rate * p["multicast_efficiency"])
+    return np.where(n > 2, np.minimum(ring_s, multicast_s), ring_s)
+
+
+def _switched_s(low_s: Array, bulk_s: Array, ratio: Array, steepness: float) -> Array:
+    """Geometric blend from ``low_s`` (ratio << 1) to ``bulk_s`` (ratio >> 1) [s]."""
+    weight = 1.0 / (1.0 + np.maximum(ratio, 1e-30) ** -steepness)
+    return low_s ** (1.0 - weight) * bulk_s**weight
