@@ -65,7 +65,7 @@ def hardware_names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in data_folder("hardware_profiles").glob("*/profile.yaml")))
 
 
-def load_hardware(name_or_path: str, base_dir: Path | None = None) -> Hardware:
+def load_hardware(name_or_path: str, base_dir: str | Path | None = None) -> Hardware:
     """Hardware of a shipped name or of a profile file, in SI units.
 
     ``base_dir`` is the folder of the scenario that names a path; the path must stay inside it. Without it, paths are
@@ -75,7 +75,7 @@ def load_hardware(name_or_path: str, base_dir: Path | None = None) -> Hardware:
     return _hardware(loaded)
 
 
-def hardware_record(name_or_path: str, base_dir: Path | None = None) -> HardwareRecord:
+def hardware_record(name_or_path: str, base_dir: str | Path | None = None) -> HardwareRecord:
     """All values of a profile as stated, with their sources. Raises InputError as ``load_hardware``."""
     loaded = _load(name_or_path, base_dir)
     profile = loaded.profile
@@ -98,11 +98,12 @@ def hardware_record(name_or_path: str, base_dir: Path | None = None) -> Hardware
     )
 
 
-def _load(name_or_path: str, base_dir: Path | None) -> _Loaded:
-    if name_or_path in hardware_names():
-        return _shipped(name_or_path)
+def _load(name_or_path: str, base_dir: str | Path | None) -> _Loaded:
+    if name_or_path.casefold() in hardware_names():
+        return _shipped(name_or_path.casefold())
     if is_path(name_or_path):
-        return _read(_profile_path(name_or_path, base_dir), root=base_dir)
+        root = None if base_dir is None else Path(base_dir)
+        return _read(_profile_path(name_or_path, root), root)
     raise _unknown(name_or_path)
 
 

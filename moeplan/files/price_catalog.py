@@ -61,14 +61,19 @@ def offers() -> Mapping[str, Offer]:
 def load_offer(name: str) -> Offer:
     """The offer called ``name``. Raises InputError, with the nearest names, when there is none."""
     row = _rows(_OFFERS).get(name)
-    if row is not None:
-        return _offer(row)
+    if row is None:
+        raise unknown_offer(name)
+    return _offer(row)
+
+
+def unknown_offer(name: str) -> InputError:
+    """The error for a name that is no offer, with the nearest names."""
     reference = _rows(_REFERENCE).get(name)
     if reference is not None:
         what = f"not an offer: {reference['why_not_an_offer']}"
-        raise input_error("prices", what, got=name, hint="state it as a price of your own if you mean it")
+        return input_error("prices", what, got=name, hint="state it as a price of your own if you mean it")
     hint = did_you_mean(name, _rows(_OFFERS)) or "moeplan catalog prices lists all offers"
-    raise input_error("prices", "unknown offer", got=name, hint=hint)
+    return input_error("prices", "unknown offer", got=name, hint=hint)
 
 
 def offers_for(*hardware: str) -> tuple[Offer, ...]:
