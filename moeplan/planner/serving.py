@@ -12,35 +12,17 @@ from moeplan import metrics
 from moeplan.costs import routing as expert_routing
 from moeplan.planner.intervals import hull, operations_used, scaled_table, widened, worst_tier
 from moeplan.provenance import Tier
-from moeplan.simulate.serving import EventLog, simulate_serving
-from moeplan.spec.hardware import Hardware
-from moeplan.spec.model import LatentAttention, ModelArchitecture, MoeMlp, SoftmaxAttention
+from moeplan.simulate.deployment import Deployment
+from moeplan.simulate.serving import EventLog
 from moeplan.spec.plan import Percentiles, Q, RoutingResult, ServingResult
-from moeplan.spec.scenario import RoutingAssumption, Serving
+from moeplan.spec.scenario import Serving
 from moeplan.spec.uncertainty import ModelError
-from moeplan.spec.workload import Arrivals
-from moeplan.steps.memory import MemoryFit, serving_memory
+from moeplan.steps.memory import MemoryFit
 from moeplan.steps.operations import ACTIVATION_BYTES
-from moeplan.steps.serving import Iteration, ServingStep, compile_step_table, step_parts_s
+from moeplan.steps.serving import Iteration, step_parts_s
 from moeplan.steps.table import StepTable
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """What is served, where, and how: the part of a scenario a serving plan needs."""
-
-    model: ModelArchitecture
-    hardware: Hardware
-    serving: Serving
-    routing: RoutingAssumption
-    seed: int
-
-    @property
-    def step(self) -> ServingStep:
-        s = self.serving
-        return ServingStep(self.model, self.hardware, s.layout, s.precision, s.engine, self.routing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +43,16 @@ def plan_serving(deployment: Deployment, error: ModelError, say: Say) -> Serving
     Queueing makes latency a steep function of step time, so the ends are simulated, not scaled.
     """
     serving = deployment.serving
-    tier = serving_tier(deployment)
-    fit = serving_fit(deployment)
+    tier = worst_tier(operations_used(deployment.hardware, serving.engine.name, deployment.operations()))
+    fit = deployment.fit()
     if not fit.fits:
         return ServingOutcome(fit, None, {}, None, {}, tier)
     say("compiling the step table")
-    table = compile_step_table(
-        deployment.model, deployment.hardware, serving.layout, serving.precision, serving.engine, deployment.routing
-    )
+    table = deployment.table()
     say("simulating requests (the first run on a machine compiles the kernel, which takes up to a minute)")
     step = error.of("step", tier)
     tables = [table, scaled_table(table, math.exp(step.low)), scaled_table(table, math.exp(step.high))]
-    logs = [_simulate(t, deployment, fit, serving.traffic.arrivals) for t in tables]
+    logs = [deployment.run(t, fit) for t in tables]
     say("finding the most it could serve")
     capacities = [_capacity_requests_per_s(t, deployment, fit) for t in tables]
     result, slo_latency = _result(logs, capacities, deployment, error, tier)
@@ -87,48 +67,11 @@ def plan_serving(deployment: Deployment, error: ModelError, say: Say) -> Serving
     )
 
 
-def serving_fit(deployment: Deployment) -> MemoryFit:
-    """Memory of one replica at the scenario's longest and mean context."""
-    s = deployment.serving
-    return serving_memory(
-        deployment.model, deployment.hardware, s.layout, s.precision, s.engine, max_context_tokens=s.max_context_tokens
-    )
-
-
-def serving_tier(deployment: Deployment) -> Tier:
-    """The worst tier among the operations that fill a step."""
-    model, precision, layout = deployment.model, deployment.serving.precision, deployment.serving.layout
-    used = [("gemm", precision.attention)]
-    blocks = {type(block) for layer in model.layers for block in layer.blocks}
-    if MoeMlp in blocks:
-        used.append(("moe", precision.experts))
-    if SoftmaxAttention in blocks:
-        used.append(("attention_decode", precision.kv_cache))
-    if LatentAttention in blocks:
-        used.append(("mla_decode", precision.kv_cache))
-    if layout.n_gpus_per_replica > 1:
-        used.append(("all_reduce", "bf16"))
-    return worst_tier(operations_used(deployment.hardware, deployment.serving.engine.name, used))
-
-
-def _simulate(table: StepTable, deployment: Deployment, fit: MemoryFit, arrivals: Arrivals) -> EventLog:
-    serving = deployment.serving
-    return simulate_serving(
-        table,
-        replace(serving.traffic, arrivals=arrivals),
-        serving.engine,
-        serving.layout,
-        math.inf if fit.kv_capacity_tokens is None else fit.kv_capacity_tokens,
-        deployment.seed,
-        max_context_tokens=serving.max_context_tokens,
-    )
-
-
 def _capacity_requests_per_s(table: StepTable, deployment: Deployment, fit: MemoryFit) -> float | None:
     """Requests/s when the queue never empties: the same requests, all there at time zero."""
     arrivals = deployment.serving.traffic.arrivals
     flood = replace(arrivals, kind="all_at_once", rate_per_s=None, n_users=None, warmup_requests=0)
-    log = _simulate(table, deployment, fit, flood)
+    log = deployment.run(table, fit, flood)
     done = log.completed
     if not done.any():
         return None
@@ -230,7 +173,7 @@ def _mean_iteration(log: EventLog, serving: Serving) -> Iteration:
 
 def _routing(deployment: Deployment, iteration: Iteration) -> RoutingResult | None:
     blocks = deployment.model.moe_blocks
-    layout, precision = deployment.serving.layout, deployment.serving.precision
+    layout = deployment.serving.layout
     if not blocks or iteration.decode_batch <= 0.0:
         return None
     block = blocks[0]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moeplan.spec.plan import BudgetResult, Q, ServingResult, TrainingResult, Verdict
-from moeplan.spec.scenario import Reference
+from moeplan.spec.plan import BudgetResult, Plan, Q, ServingResult, TrainingResult, Verdict
+from moeplan.spec.scenario import Comparison, Reference
 from moeplan.spec.workload import Slo
 from moeplan.steps.memory import MemoryFit
 
@@ -13,10 +13,12 @@ _METRIC = {"ttft": "time to first token", "tpot": "time per output token", "e2e"
 
 
 def memory_verdict(fit: MemoryFit, what: str, fix: str | None) -> Verdict:
-    """``what`` names the job ("one replica", "the training job"); ``fix`` is the smallest change that helps, if any is known."""
+    """``what`` names the job ("one replica"); ``fix`` is the smallest change that helps, if one is known."""
     need, have = fit.need_bytes, fit.available_bytes
     if fit.fits:
-        text = f"Memory: {what} fits; it needs at least {need / 1e9:.1f} GB of the {have / 1e9:.1f} GB it may use per GPU."
+        text = (
+            f"Memory: {what} fits; it needs at least {need / 1e9:.1f} GB of the {have / 1e9:.1f} GB it may use per GPU."
+        )
     else:
         text = (
             f"Memory: {what} does not fit; it needs {need / 1e9:.1f} GB per GPU and may use {have / 1e9:.1f} GB. "
@@ -52,13 +54,15 @@ def load_verdict(result: ServingResult, asked_per_s: float | None) -> Verdict:
     capacity = result.capacity_requests_per_s
     asked = "" if asked_per_s is None else f" of the {asked_per_s:.3g} asked for"
     most = "" if capacity is None else f"; it could serve up to {capacity.value:.3g} requests/s"
+    served = f"{result.requests_per_s.value:.3g} requests/s"
     if result.saturated:
-        text = f"Load: the deployment is overloaded and its queue keeps growing; it serves {result.requests_per_s.value:.3g} requests/s{asked}{most}."
+        text = f"Load: the deployment is overloaded and its queue keeps growing; it serves {served}{asked}{most}."
     elif result.n_requests_rejected:
         total = result.n_requests_simulated
-        text = f"Load: {result.n_requests_rejected} of {total} requests were refused: longer than the context or the KV cache."
+        refused = f"{result.n_requests_rejected} of {total} requests were refused"
+        text = f"Load: {refused}: longer than the context or the KV cache."
     else:
-        text = f"Load: the deployment keeps up, serving {result.requests_per_s.value:.3g} requests/s{asked}{most}."
+        text = f"Load: the deployment keeps up, serving {served}{asked}{most}."
     ok = not result.saturated and result.n_requests_rejected == 0
     return Verdict("load", ok, asked_per_s, result.requests_per_s.value, "requests/s", text)
 
@@ -68,19 +72,24 @@ def budget_verdict(budget: BudgetResult) -> Verdict:
     used, limit = budget.used_usd, budget.limit_usd
     basis = {"month": "a month", "run": "for the run", "total": "in total"}[budget.per]
     span = "" if used.low == used.high else f" (90 % sure: ${used.low:,.0f} to ${used.high:,.0f})"
-    if budget.fits:
-        text = f"Budget: ${used.value:,.0f} {basis}{span}, inside the limit of ${limit:,.0f} with ${limit - used.value:,.0f} to spare{_confidence(used, limit)}."
-    else:
-        text = f"Budget: ${used.value:,.0f} {basis}{span}, over the limit of ${limit:,.0f} by ${used.value - limit:,.0f}{_confidence(used, limit)}."
+    gap = f"${abs(limit - used.value):,.0f}"
+    judged = (
+        f"inside the limit of ${limit:,.0f} with {gap} to spare"
+        if budget.fits
+        else f"over the limit of ${limit:,.0f} by {gap}"
+    )
+    text = f"Budget: ${used.value:,.0f} {basis}{span}, {judged}{_confidence(used, limit)}."
     return Verdict("budget", budget.fits, used.value, limit, "USD", text)
 
 
 def deadline_verdict(result: TrainingResult, deadline_s: float) -> Verdict:
+    """Whether a training run ends in time."""
     wall = result.wall_time_s
     ok = wall.value <= deadline_s
+    days, low, high, allowed = (t / 86400.0 for t in (wall.value, wall.low, wall.high, deadline_s))
     text = (
-        f"Deadline: the run takes {wall.value / 86400:.3g} days (90 % sure: {wall.low / 86400:.3g} to {wall.high / 86400:.3g}) "
-        f"of the {deadline_s / 86400:.3g} there are{_confidence(wall, deadline_s)}."
+        f"Deadline: the run takes {days:.3g} days (90 % sure: {low:.3g} to {high:.3g}) "
+        f"of the {allowed:.3g} there are{_confidence(wall, deadline_s)}."
     )
     return Verdict("deadline", ok, wall.value, deadline_s, "s", text)
 
@@ -95,12 +104,37 @@ def bottleneck_remark(time_breakdown: Mapping[str, float], what: str) -> Verdict
 
 def reference_remark(reference: Reference, value: float | None) -> Verdict:
     """How far a published figure is from the plan's."""
+    published = f"Published {reference.quantity}: {reference.value:,.6g} ({reference.source})"
     if value is None:
-        text = f"Published {reference.quantity}: {reference.value:,.6g} ({reference.source}); this plan has no such figure."
-        return Verdict("reference", True, reference.value, None, "", text)
-    off = value / reference.value - 1.0
-    text = f"Published {reference.quantity}: {reference.value:,.6g} ({reference.source}); this plan says {value:,.6g}, {off:+.1%}."
+        text = f"{published}; this plan has no such figure."
+    else:
+        text = f"{published}; this plan says {value:,.6g}, {value / reference.value - 1.0:+.1%}."
     return Verdict("reference", True, reference.value, value, "", text)
+
+
+def comparison_remark(comparison: Comparison, mine: Plan, other: Plan) -> Verdict:
+    """The user's own model beside the one they call equal in quality."""
+    text = f"Beside {comparison.model.name} (equal by the scenario's own statement: {comparison.quality_note}): "
+    a, b = mine.cost.usd_per_million_output_tokens, other.cost.usd_per_million_output_tokens
+    if a is None or b is None or mine.serving is None or other.serving is None:
+        failed = mine.scenario if mine.serving is None else other.scenario
+        return Verdict("comparison", True, None, None, "", f"{text}{failed} does not run on this hardware and layout.")
+    apart = (
+        "more than the uncertainty"
+        if a.high < b.low or b.high < a.low
+        else "they cannot be told apart within the uncertainty"
+    )
+    load = "" if not other.serving.saturated else f"; {other.scenario} is overloaded by this traffic"
+    text += (
+        f"${a.value:,.2f} against ${b.value:,.2f} per million output tokens served; "
+        f"at most {_rate(mine)} against {_rate(other)}{load} ({apart})."
+    )
+    return Verdict("comparison", True, a.value, b.value, "USD per million output tokens", text)
+
+
+def _rate(plan: Plan) -> str:
+    capacity = None if plan.serving is None else plan.serving.capacity_requests_per_s
+    return "an unknown rate" if capacity is None else f"{capacity.value:.3g} requests/s"
 
 
 def _confidence(q: Q, limit: float) -> str:

@@ -45,7 +45,7 @@ def _headline(plan: Plan) -> Text:
     return head
 
 
-_REMARKS = ("bottleneck", "reference", "assumption")  # verdicts that inform and never fail
+_REMARKS = ("bottleneck", "comparison", "reference")  # verdicts that inform and never fail
 
 
 def _verdicts(verdicts: Iterable[Verdict]) -> Table:
@@ -94,7 +94,9 @@ def _training(result: TrainingResult) -> Table:
     table = _table("Training", "value", "90 % interval")
     table.add_row("step", seconds(result.step_time_s.value), _span(result.step_time_s, seconds))
     table.add_row("tokens/s", number(result.tokens_per_s.value), _span(result.tokens_per_s, number))
-    table.add_row("tokens/s per GPU", number(result.tokens_per_s_per_gpu.value), _span(result.tokens_per_s_per_gpu, number))
+    table.add_row(
+        "tokens/s per GPU", number(result.tokens_per_s_per_gpu.value), _span(result.tokens_per_s_per_gpu, number)
+    )
     mfu = result.mfu_frac
     table.add_row("model FLOP utilisation", f"{mfu.value:.1%}", f"{mfu.low:.1%} .. {mfu.high:.1%}")
     table.add_row("goodput", f"{result.goodput_frac.value:.1%}", "share of wall time that is progress")
@@ -149,7 +151,9 @@ def _provenance(plan: Plan) -> Table:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD if columns else None, show_header=bool(columns), pad_edge=False, header_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD if columns else None, show_header=bool(columns), pad_edge=False, header_style="bold"
+    )
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
     return table

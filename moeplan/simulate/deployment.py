@@ -1,0 +1,71 @@
+"""A model served on described hardware: what it needs, how fast one iteration is, what happens under its traffic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from moeplan.simulate.serving import EventLog, simulate_serving
+from moeplan.spec.hardware import Hardware
+from moeplan.spec.model import LatentAttention, ModelArchitecture, MoeMlp, SoftmaxAttention
+from moeplan.spec.scenario import RoutingAssumption, Serving
+from moeplan.spec.workload import Arrivals
+from moeplan.steps.memory import MemoryFit, serving_memory
+from moeplan.steps.serving import ServingStep, compile_step_table
+from moeplan.steps.table import StepTable
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The part of a scenario that serving depends on; no money."""
+
+    model: ModelArchitecture
+    hardware: Hardware
+    serving: Serving
+    routing: RoutingAssumption
+    seed: int
+
+    @property
+    def step(self) -> ServingStep:
+        s = self.serving
+        return ServingStep(self.model, self.hardware, s.layout, s.precision, s.engine, self.routing)
+
+    def fit(self) -> MemoryFit:
+        """Memory of one replica."""
+        s = self.serving
+        return serving_memory(
+            self.model, self.hardware, s.layout, s.precision, s.engine, max_context_tokens=s.max_context_tokens
+        )
+
+    def table(self) -> StepTable:
+        """Times of an iteration. Raises ValueError where the hardware lacks a rate or link."""
+        s = self.serving
+        return compile_step_table(self.model, self.hardware, s.layout, s.precision, s.engine, self.routing)
+
+    def run(self, table: StepTable, fit: MemoryFit, arrivals: Arrivals | None = None) -> EventLog:
+        """Every request of the traffic to its end; ``arrivals`` replaces the traffic's own."""
+        s = self.serving
+        return simulate_serving(
+            table,
+            s.traffic if arrivals is None else replace(s.traffic, arrivals=arrivals),
+            s.engine,
+            s.layout,
+            math.inf if fit.kv_capacity_tokens is None else fit.kv_capacity_tokens,
+            self.seed,
+            max_context_tokens=s.max_context_tokens,
+        )
+
+    def operations(self) -> tuple[tuple[str, str], ...]:
+        """(operation, number format) of what fills a step."""
+        precision = self.serving.precision
+        blocks = {type(block) for layer in self.model.layers for block in layer.blocks}
+        used = [("gemm", precision.attention)]
+        if MoeMlp in blocks:
+            used.append(("moe", precision.experts))
+        if SoftmaxAttention in blocks:
+            used.append(("attention_decode", precision.kv_cache))
+        if LatentAttention in blocks:
+            used.append(("mla_decode", precision.kv_cache))
+        if self.serving.layout.n_gpus_per_replica > 1:
+            used.append(("all_reduce", "bf16"))
+        return tuple(used)
