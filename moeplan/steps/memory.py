@@ -28,13 +28,11 @@ from moeplan.spec.plan import MemoryResult
 from moeplan.spec.precision import FORMATS, Precision
 from moeplan.spec.workload import Adapter, Engine, TrainingWork
 
-# NCCL: 4 MiB per channel and direction (NCCL_BUFFSIZE default, NCCL user guide, environment variables); 24 channels
-# on an
-# NVLink machine is an estimate of what its topology search picks.
+# NCCL: 4 MiB per channel and direction (NCCL_BUFFSIZE default, NCCL user guide, environment variables); 24 channels on
+# an NVLink machine are an estimate of what its topology search picks.
 COMMUNICATOR_BYTES = 24 * 2 * 4 * 2**20
-LOGIT_BYTES_SERVING = (
-    14.0  # bf16 logits, and in fp32: logits, probabilities, sampling noise (vLLM sampler, docs/method/memory.md)
-)
+# bf16 logits, and in fp32 logits, probabilities and sampling noise: what vLLM's sampler holds at once.
+LOGIT_BYTES_SERVING = 14.0
 LOGIT_BYTES_TRAINING = 12.0  # bf16 logits and their gradient, fp32 logits and their softmax
 TRAINING_CONTEXT_BYTES = 1.0 * 2**30  # estimate: CUDA context, cuBLAS and cuDNN workspaces
 
@@ -172,7 +170,7 @@ def training_memory(
         recompute=layout.recompute,
     )
     candidates = []
-    for stage, layers in enumerate(stages(model, layout.pp)):
+    for stage, layers in enumerate(training_stages(model, layout, work)):
         first, last = stage == 0, stage == layout.pp - 1
         params = layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.etp)
         params += vocabulary_params(model, layout.tp, first=first, last=last)
@@ -199,6 +197,14 @@ def micro_batches(layout: TrainingLayout, work: TrainingWork) -> int:
             f"{layout.dp} data-parallel ranks of micro batches of {work.micro_batch_sequences}"
         )
     return per_rank
+
+
+def training_stages(model: ModelArchitecture, layout: TrainingLayout, work: TrainingWork) -> list[tuple[Layer, ...]]:
+    """Layers of each pipeline stage; pretraining runs the multi-token-prediction modules on the last one."""
+    found = stages(model, layout.pp)
+    if work.method == "pretrain":
+        found[-1] = (*found[-1], *model.mtp_layers)
+    return found
 
 
 def adapter_params(

@@ -23,8 +23,8 @@ from moeplan.steps.table import StepTable
 
 Array = npt.NDArray[np.float64]
 
-# Bytes the sampler moves per logit: to fp32 (2 + 4), temperature (4 + 4), softmax (4 + 4), noise (4), division (8 +
-# 4), argmax (4).
+# Bytes the sampler moves per logit: to fp32 (2 + 4), temperature (4 + 4), softmax (4 + 4), noise (4),
+# division (8 + 4), argmax (4).
 SAMPLER_BYTES_PER_LOGIT = 42.0
 
 

@@ -1,0 +1,213 @@
+"""One optimizer step of a training job: forward, backward, pipeline, gradient exchange, optimizer.
+
+Docs/method/training.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moeplan.costs.memory import MASTER_BYTES, OPTIMIZER_BYTES, Params, layers_params, vocabulary_params
+from moeplan.costs.roofline import peak_flop_per_s
+from moeplan.spec.hardware import Hardware
+from moeplan.spec.layout import TrainingLayout
+from moeplan.spec.model import (
+    Block,
+    DenseMlp,
+    Layer,
+    LinearAttention,
+    ModelArchitecture,
+    MoeMlp,
+    SoftmaxAttention,
+    StateSpace,
+)
+from moeplan.spec.precision import FORMATS
+from moeplan.spec.scenario import RoutingAssumption
+from moeplan.spec.workload import TrainingWork
+from moeplan.steps.memory import adapter_params, micro_batches, trained_params, training_stages
+from moeplan.steps.mixers import window_tokens
+from moeplan.steps.operations import ACTIVATION_BYTES
+from moeplan.steps.training_layer import Pass, TrainingBlocks
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStep:
+    """One optimizer step.
+
+    ``breakdown`` holds the exposed seconds of the slowest stage by part and adds up to ``step_time_s``;
+    ``hidden`` is communication that runs behind computation and costs no time. ``model_flop`` counts what the
+    algorithm needs, no recomputation: see `model_flop_per_token`.
+    """
+
+    step_time_s: float
+    breakdown: Mapping[str, float]
+    hidden: Mapping[str, float]
+    n_micro_batches: int
+    n_tokens: int  # positions of the global batch
+    model_flop: float  # of all GPUs
+    peak_flop_per_s: float  # dense peak of one GPU in the arithmetic of ``compute_format``
+    n_gpus: int
+
+    @property
+    def flop_per_s_per_gpu(self) -> float:
+        return self.model_flop / self.step_time_s / self.n_gpus
+
+    @property
+    def mfu_frac(self) -> float:
+        return self.flop_per_s_per_gpu / self.peak_flop_per_s
+
+
+def training_step(
+    model: ModelArchitecture, hardware: Hardware, layout: TrainingLayout, work: TrainingWork, routing: RoutingAssumption
+) -> TrainingStep:
+    """Time of one optimizer step.
+
+    Raises ValueError when the batch does not divide, there are more stages than layers, or a needed link is missing.
+    """
+    n_micro = micro_batches(layout, work)
+    blocks = TrainingBlocks(hardware, model.hidden_size, layout, work, routing)
+    stages = training_stages(model, layout, work)
+    passes = [
+        _stage_pass(model, blocks, layers, first=i == 0, last=i == layout.pp - 1) for i, layers in enumerate(stages)
+    ]
+    slowest = max(passes, key=lambda found: found.total_s)
+    breakdown = {part: n_micro * seconds for part, seconds in slowest.parts().items()}
+    # 1F1B: the slowest stage runs all micro batches; the others delay it once, a vpp-th each when interleaved
+    # (arXiv:2104.04473, sections 2.2 and 2.2.2).
+    breakdown["bubble"] = (sum(found.total_s for found in passes) - slowest.total_s) / layout.vpp
+    hidden = {part: n_micro * seconds for part, seconds in slowest.hidden.items()}
+
+    held = [
+        layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.etp)
+        + vocabulary_params(model, layout.tp, first=i == 0, last=i == layout.pp - 1)
+        for i, layers in enumerate(stages)
+    ]
+    fullest = max(range(layout.pp), key=lambda i: held[i].total)
+    trained = trained_params(model, stages[fullest], held[fullest], layout, work)
+    exchange = _gradient_exchange_s(blocks, held[fullest], trained, n_micro)
+    breakdown["data_parallel"] = exchange * (1.0 - work.overlap_comm_frac)
+    hidden["data_parallel"] = exchange * work.overlap_comm_frac
+    breakdown["optimizer"] = _optimizer_s(blocks, trained)
+
+    step_s = sum(breakdown.values())
+    n_tokens = work.global_batch_sequences * work.sequence_tokens
+    flop = model_flop_per_token(model, work) * n_tokens
+    peak = peak_flop_per_s(FORMATS[work.compute_format], hardware.device)
+    return TrainingStep(step_s, breakdown, hidden, n_micro, n_tokens, flop, peak, layout.n_gpus)
+
+
+def model_flop_per_token(model: ModelArchitecture, work: TrainingWork) -> float:
+    """FLOP the algorithm needs per position, one multiply-add = 2.
+
+    6 per parameter that a token meets (PaLM, arXiv:2204.02311, appendix B): active experts only, the input embedding
+    not counted (a lookup), the output head counted, also when tied. Attention: 6 (head_dim + v_head_dim) n_heads per
+    visible key, sequence / 2 of them under the causal mask, fewer in a window. Frozen weights under LoRA need no
+    weight gradient: 4, and 6 per adapter parameter. MTP modules are counted in pretraining.
+    """
+    trained = work.adapter is None
+    extra = model.mtp_layers if work.method == "pretrain" else ()
+    active = model.n_params_active - model.n_embedding_params + model.vocab_size * model.hidden_size * (1 + len(extra))
+    active += sum(_active_params(layer) for layer in extra)
+    attention = sum(
+        _attention_flop_per_token(b, work.sequence_tokens) for layer in (*model.layers, *extra) for b in layer.blocks
+    )
+    weights = (6.0 if trained else 4.0) * active
+    if work.adapter is not None:
+        whole = TrainingLayout()
+        weights += 6.0 * _active_adapter_params(model, whole, work)
+    return weights + 3.0 * attention
+
+
+def _active_params(layer: Layer) -> float:
+    idle = sum((b.n_experts - b.top_k) * b.n_params_per_expert for b in layer.blocks if isinstance(b, MoeMlp))
+    return layer.n_params - idle
+
+
+def _active_adapter_params(model: ModelArchitecture, whole: TrainingLayout, work: TrainingWork) -> float:
+    if work.adapter is None:
+        return 0.0
+    found = adapter_params(model, model.layers, work.adapter, whole)
+    moe = model.moe_blocks
+    used = sum(b.top_k / b.n_experts for b in moe) / len(moe) if moe else 0.0
+    return found.replicated_over_data + used * found.experts
+
+
+def _attention_flop_per_token(block: Block, sequence_tokens: int) -> float:
+    """Forward FLOP of the products with keys and values, or of the recurrent state."""
+    if isinstance(block, LinearAttention):
+        return 4.0 * block.n_v_heads * block.k_head_dim * block.v_head_dim
+    if isinstance(block, StateSpace):
+        return 4.0 * block.inner_size * block.state_size
+    if isinstance(block, DenseMlp | MoeMlp):
+        return 0.0
+    window = window_tokens(block) or float("inf")
+    length = float(sequence_tokens)
+    # mean of min(i, window) over i in 1..length
+    visible = length / 2 if window >= length else window - window**2 / (2 * length)
+    key_dim = block.head_dim if isinstance(block, SoftmaxAttention) else block.qk_nope_head_dim + block.qk_rope_head_dim
+    return 2.0 * block.n_heads * (key_dim + block.v_head_dim) * visible
+
+
+def _stage_pass(
+    model: ModelArchitecture, blocks: TrainingBlocks, layers: tuple[Layer, ...], *, first: bool, last: bool
+) -> Pass:
+    """One micro batch through one pipeline stage."""
+    found = Pass()
+    counts: dict[Block, int] = {}
+    for layer in layers:
+        for block in layer.blocks:
+            counts[block] = counts.get(block, 0) + 1
+    for block, count in counts.items():
+        found.merge(blocks.block(block), count)
+    if last:
+        heads = 1 + (len(model.mtp_layers) if blocks.work.method == "pretrain" else 0)
+        found.merge(blocks.head(model.vocab_size), heads)
+    if first:
+        lookup = float(blocks.ops.elementwise_s(blocks.own_tokens * model.hidden_size * 2 * ACTIVATION_BYTES))
+        found.add("elementwise", lookup, lookup)
+    if blocks.layout.pp > 1:
+        same = blocks.layout.n_gpus <= blocks.hardware.n_gpus_scale_up
+        n_bytes = blocks.own_tokens * model.hidden_size * ACTIVATION_BYTES
+        send = blocks.layout.vpp * float(blocks.ops.send_s(n_bytes, same_domain=same))
+        found.add_traffic("pipeline_send", send, send, blocks.work.overlap_comm_frac)
+    return found
+
+
+def _gradient_exchange_s(blocks: TrainingBlocks, held: Params, trained: Params, n_micro: int) -> float:
+    """Traffic of data parallelism in one step [s], hidden or not.
+
+    ZeRO 0: all-reduce of gradients; 1 and 2: reduce-scatter, all-gather of weights; 3: weights gathered for the
+    forward and the backward pass of every micro batch, gradients reduced in each (arXiv:1910.02054, section 7; FSDP,
+    arXiv:2304.11277).
+    """
+    layout, work = blocks.layout, blocks.work
+    total = 0.0
+    per_domain = max(1, blocks.hardware.n_gpus_scale_up // layout.tp)
+    expert_domain = max(1, blocks.hardware.n_gpus_scale_up // (layout.ep * layout.etp))
+    weights = ACTIVATION_BYTES
+    for n_held, n_trained, ranks, local in (
+        (held.replicated_over_data, trained.replicated_over_data, layout.dp * layout.cp, per_domain),
+        (held.experts, trained.experts, layout.edp, expert_domain),
+    ):
+        if ranks == 1:
+            continue
+        scatter = float(blocks.ops.all_gather_s(n_trained * work.gradient_bytes_per_param, ranks, min(ranks, local)))
+        gather = float(blocks.ops.all_gather_s(n_trained * weights, ranks, min(ranks, local)))
+        if layout.zero_stage == 3:
+            fetch = float(blocks.ops.all_gather_s(n_held * weights, ranks, min(ranks, local)))
+            total += n_micro * (2 * fetch + scatter)
+        elif layout.zero_stage == 0:
+            total += 2 * scatter
+        else:
+            total += scatter + gather
+    return total
+
+
+def _optimizer_s(blocks: TrainingBlocks, trained: Params) -> float:
+    """Every state read and written once, gradients read, weights written."""
+    layout, work = blocks.layout, blocks.work
+    data, expert_data = (layout.dp * layout.cp, layout.edp) if layout.zero_stage >= 1 else (1, 1)
+    mine = trained.replicated_over_data / data + trained.experts / expert_data
+    state = OPTIMIZER_BYTES[work.optimizer] + (MASTER_BYTES if work.master_weights else ACTIVATION_BYTES)
+    return float(blocks.ops.elementwise_s(mine * (2 * state + work.gradient_bytes_per_param)))

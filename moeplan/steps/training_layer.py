@@ -1,0 +1,344 @@
+"""Forward and backward time of one layer for one micro batch on one GPU of a training job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moeplan.costs import routing as expert_routing
+from moeplan.costs.attention import prefill_attention_time_s
+from moeplan.costs.projections import (
+    Projection,
+    dense_shard,
+    kv_heads_per_gpu,
+    mixer_shard,
+    shared_expert_shard,
+    split,
+)
+from moeplan.spec.hardware import Hardware
+from moeplan.spec.layout import TrainingLayout
+from moeplan.spec.model import (
+    Block,
+    DenseMlp,
+    LatentAttention,
+    LinearAttention,
+    Mixer,
+    MoeMlp,
+    SoftmaxAttention,
+    StateSpace,
+)
+from moeplan.spec.precision import FORMATS
+from moeplan.spec.scenario import RoutingAssumption
+from moeplan.spec.workload import TrainingWork
+from moeplan.steps.mixers import recurrent_mixer_s, window_tokens
+from moeplan.steps.operations import ACTIVATION_BYTES, Operations
+
+ATTENTION_BACKWARD = 2.5  # five matrix products for two (FlashAttention-2, arXiv:2307.08691, section 4.1)
+SCAN_BACKWARD = 2.0  # estimate: a scan's gradient is two scans
+
+
+@dataclass(slots=True)
+class Pass:
+    """Seconds by part: ``forward``, ``backward`` (recomputation apart), what is recomputed.
+
+    And traffic hidden behind compute.
+    """
+
+    forward: dict[str, float] = field(default_factory=dict)
+    backward: dict[str, float] = field(default_factory=dict)
+    recompute: float = 0.0
+    hidden: dict[str, float] = field(default_factory=dict)
+
+    def add(self, part: str, forward_s: float, backward_s: float) -> None:
+        self.forward[part] = self.forward.get(part, 0.0) + forward_s
+        self.backward[part] = self.backward.get(part, 0.0) + backward_s
+
+    def add_traffic(self, part: str, forward_s: float, backward_s: float, hidden_frac: float) -> None:
+        """Communication of which ``hidden_frac`` runs behind computation."""
+        self.add(part, forward_s * (1.0 - hidden_frac), backward_s * (1.0 - hidden_frac))
+        self.hidden[part] = self.hidden.get(part, 0.0) + (forward_s + backward_s) * hidden_frac
+
+    def merge(self, other: Pass, times: float = 1.0) -> None:
+        for part in other.forward:
+            self.add(part, times * other.forward[part], times * other.backward[part])
+        for part, seconds in other.hidden.items():
+            self.hidden[part] = self.hidden.get(part, 0.0) + times * seconds
+        self.recompute += times * other.recompute
+
+    @property
+    def forward_s(self) -> float:
+        return sum(self.forward.values())
+
+    @property
+    def total_s(self) -> float:
+        return self.forward_s + sum(self.backward.values()) + self.recompute
+
+    def parts(self) -> dict[str, float]:
+        """Forward and backward together, by part, with ``recompute``."""
+        found = {part: self.forward[part] + self.backward[part] for part in self.forward}
+        found["recompute"] = self.recompute
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBlocks:
+    """Times of the blocks of one model under one layout; a micro batch at a time."""
+
+    hardware: Hardware
+    hidden_size: int
+    layout: TrainingLayout
+    work: TrainingWork
+    routing: RoutingAssumption
+
+    @property
+    def ops(self) -> Operations:
+        return Operations(self.hardware, "training")
+
+    @property
+    def tokens(self) -> float:
+        """Positions of a micro batch on one context-parallel rank."""
+        return self.work.micro_batch_sequences * self.work.sequence_tokens / self.layout.cp
+
+    @property
+    def own_tokens(self) -> float:
+        """Positions one GPU keeps outside the tensor-parallel regions."""
+        return self.tokens / (self.layout.tp if self.layout.sequence_parallel else 1)
+
+    @property
+    def adapted_attention_only(self) -> bool:
+        return self.work.adapter is not None and self.work.adapter.targets == "attention"
+
+    def block(self, block: Block) -> Pass:
+        """One block with its norm, its collectives and its recomputation."""
+        found = Pass()
+        if isinstance(block, MoeMlp):
+            self._moe(found, block)
+        elif isinstance(block, DenseMlp):
+            self._gemms(
+                found,
+                "dense",
+                dense_shard(block, self.hidden_size, self.layout.tp).projections,
+                adapted=self._ffn_adapted,
+            )
+            self._activation(found, split(block.intermediate_size, self.layout.tp) * block.n_matrices, self.tokens)
+            self._tensor_parallel(found)
+        else:
+            self._mixer(found, block)
+            self._tensor_parallel(found)
+        self._norm(found)
+        if self.layout.recompute == "full":
+            found.recompute = found.forward_s
+        elif self.layout.recompute == "selective":
+            found.recompute += found.forward.get("elementwise", 0.0)
+        return found
+
+    def head(self, vocab_size: int) -> Pass:
+        """Output head and cross entropy."""
+        found = Pass()
+        share = split(vocab_size, self.layout.tp)
+        frozen = self.work.adapter is not None
+        forward = float(self.ops.gemm_s(self.tokens, share, self.hidden_size, "bf16"))
+        found.add(
+            "head", forward, forward + (0.0 if frozen else self._weight_gradient_s(share, self.hidden_size, "bf16"))
+        )
+        # forward: read bf16, write and read fp32, twice for the maximum and the sum; backward: read fp32, write bf16
+        loss = float(self.ops.elementwise_s(self.tokens * share * (2 + 4 + 2 * 4)))
+        found.add("head", loss, float(self.ops.elementwise_s(self.tokens * share * (4 + 2))))
+        return found
+
+    @property
+    def _ffn_adapted(self) -> bool:
+        return self.work.adapter is not None and self.work.adapter.targets == "all_linear"
+
+    def _gemms(
+        self, found: Pass, part: str, projections: tuple[Projection, ...], *, adapted: bool, tokens: float | None = None
+    ) -> None:
+        """Forward, data gradient and, where the weights are trained, weight gradient of GEMMs.
+
+        Low-rank adapters beside them.
+        """
+        fmt, m = self.work.compute_format, self.tokens if tokens is None else tokens
+        adapter = self.work.adapter
+        for p in projections:
+            forward = float(self.ops.gemm_s(m, p.n, p.k, fmt))
+            backward = float(self.ops.gemm_s(m, p.k, p.n, fmt))
+            if adapter is None:
+                backward += self._weight_gradient_s(p.n, p.k, fmt, m)
+            else:
+                dequantise = self._dequantise_s(p.n_weights)
+                forward, backward = forward + dequantise, backward + dequantise
+                if adapted:
+                    low_rank = float(
+                        self.ops.gemm_s(m, adapter.rank, p.k, "bf16") + self.ops.gemm_s(m, p.n, adapter.rank, "bf16")
+                    )
+                    found.add("adapter", low_rank, 2.0 * low_rank)
+            found.add(part, forward, backward)
+
+    def _weight_gradient_s(self, n: float, k: float, fmt: str, tokens: float | None = None) -> float:
+        """The (n, k) gradient: a GEMM that sums over tokens."""
+        return float(self.ops.gemm_s(n, k, self.tokens if tokens is None else tokens, fmt))
+
+    def _dequantise_s(self, n_weights: float) -> float:
+        """Unpacking a quantised frozen base to 16 bit (QLoRA, arXiv:2305.14314, section 3)."""
+        adapter = self.work.adapter
+        if adapter is None or FORMATS[adapter.base_format].bits >= 16.0:
+            return 0.0
+        return float(
+            self.ops.elementwise_s(n_weights * (FORMATS[adapter.base_format].bytes_per_value + ACTIVATION_BYTES))
+        )
+
+    def _activation(self, found: Pass, width: float, tokens: float) -> None:
+        """Activation function over ``width`` values in and out; its gradient reads them and writes as many."""
+        forward = float(self.ops.elementwise_s(tokens * width * ACTIVATION_BYTES))
+        found.add("elementwise", forward, 5.0 / 3.0 * forward)
+
+    def _norm(self, found: Pass) -> None:
+        """Residual and norm: two reads, two writes; backward reads three and writes one more."""
+        forward = float(self.ops.elementwise_s(self.own_tokens * self.hidden_size * 4 * ACTIVATION_BYTES))
+        found.add("elementwise", forward, 1.25 * forward)
+
+    def _tensor_parallel(self, found: Pass) -> None:
+        """All-gather into and reduce-scatter out of a block, or one all-reduce.
+
+        The same backward (arXiv:2205.05198, 4.2.2).
+        """
+        if self.layout.tp == 1:
+            return
+        n_bytes = self.tokens * self.hidden_size * ACTIVATION_BYTES
+        if self.layout.sequence_parallel:
+            gather = float(self.ops.all_gather_s(n_bytes, self.layout.tp))
+            found.add("tensor_parallel", 2 * gather, 2 * gather)
+            # the input is gathered again for the weight gradient, behind the data gradient
+            found.hidden["tensor_parallel"] = found.hidden.get("tensor_parallel", 0.0) + gather
+        else:
+            reduce = float(self.ops.all_reduce_s(n_bytes, self.layout.tp))
+            found.add("tensor_parallel", reduce, reduce)
+
+    def _mixer(self, found: Pass, block: Mixer) -> None:
+        shard = mixer_shard(block, self.hidden_size, self.layout.tp)
+        self._gemms(found, "projections", shard.projections, adapted=self.work.adapter is not None)
+        if isinstance(block, LatentAttention) and self.layout.recompute == "selective":
+            for p in shard.projections:
+                if p.name in ("q_up", "kv_up"):
+                    found.recompute += float(self.ops.gemm_s(self.tokens, p.n, p.k, self.work.compute_format))
+        if isinstance(block, LinearAttention | StateSpace):
+            scan = float(
+                recurrent_mixer_s(
+                    block,
+                    self.work.micro_batch_sequences,
+                    self.work.sequence_tokens / self.layout.cp,
+                    tp=self.layout.tp,
+                    ops=self.ops,
+                )
+            )
+            found.add("attention", scan, SCAN_BACKWARD * scan)
+            return
+        core = self._attention_s(block)
+        found.add("attention", core, ATTENTION_BACKWARD * core)
+        if isinstance(block, SoftmaxAttention):
+            rotated = (split(block.n_heads, self.layout.tp) + kv_heads_per_gpu(block, self.layout.tp)) * block.head_dim
+        else:
+            rotated = (split(block.n_heads, self.layout.tp) + 1) * block.qk_rope_head_dim
+        rotary = float(self.ops.elementwise_s(self.tokens * rotated * 2 * ACTIVATION_BYTES))
+        found.add("elementwise", rotary, rotary)
+        self._context_parallel(found, block, core)
+
+    def _attention_s(self, block: SoftmaxAttention | LatentAttention) -> float:
+        """Causal attention over whole sequences; context-parallel ranks share it evenly."""
+        heads = split(block.n_heads, self.layout.tp)
+        if isinstance(block, SoftmaxAttention):
+            kv_heads, head_dim, op = kv_heads_per_gpu(block, self.layout.tp), block.head_dim, "attention_prefill"
+        else:
+            kv_heads, head_dim, op = heads, block.qk_nope_head_dim + block.qk_rope_head_dim, "mla_prefill"
+        whole = prefill_attention_time_s(
+            self.work.micro_batch_sequences, self.work.sequence_tokens, 0.0, n_heads=heads, n_kv_heads=kv_heads,
+            head_dim=head_dim, v_head_dim=block.v_head_dim, window_tokens=window_tokens(block),
+            kv_fmt=FORMATS["bf16"], device=self.hardware.device, p=self.ops.parameters(op, "bf16"),
+        )  # fmt: skip
+        return float(whole) / self.layout.cp
+
+    def _context_parallel(self, found: Pass, block: SoftmaxAttention | LatentAttention, core_s: float) -> None:
+        """Ring attention (arXiv:2310.01889): keys and values visit every rank while the previous block is computed."""
+        cp = self.layout.cp
+        if cp == 1:
+            return
+        if isinstance(block, SoftmaxAttention):
+            width = kv_heads_per_gpu(block, self.layout.tp) * (block.head_dim + block.v_head_dim)
+        else:
+            width = split(block.n_heads, self.layout.tp) * (
+                block.qk_nope_head_dim + block.qk_rope_head_dim + block.v_head_dim
+            )
+        same = self.layout.tp * cp <= self.hardware.n_gpus_scale_up
+        ring = (cp - 1) * float(self.ops.send_s(self.tokens * width * ACTIVATION_BYTES, same_domain=same))
+        for direction, factor in ((found.forward, 1.0), (found.backward, 2.0)):
+            compute = core_s * (1.0 if factor == 1.0 else ATTENTION_BACKWARD)
+            exposed = max(0.0, factor * ring - compute)
+            direction["context_parallel"] = direction.get("context_parallel", 0.0) + exposed
+            found.hidden["context_parallel"] = found.hidden.get("context_parallel", 0.0) + factor * ring - exposed
+
+    def _moe(self, found: Pass, block: MoeMlp) -> None:
+        layout, own = self.layout, self.tokens / self.layout.tp
+        fmt, hidden = self.work.compute_format, self.hidden_size
+        adapted = self._ffn_adapted
+        self._gemms(found, "dense", shared_expert_shard(block, hidden, layout.tp).projections, adapted=adapted)
+        if block.shared_intermediate_size:
+            self._activation(found, split(block.shared_intermediate_size, layout.tp) * block.n_matrices, self.tokens)
+        router = (Projection("router", hidden, block.n_experts + block.n_zero_experts),)
+        self._gemms(found, "router", router, adapted=False, tokens=self.own_tokens)
+
+        chosen = expert_routing.of_block(block, self.routing.zipf_exponent)
+        group_tokens = own * layout.ep * layout.etp
+        assignments = float(expert_routing.busiest_rank_assignments(group_tokens, chosen, layout.ep))
+        local = split(block.n_experts, layout.ep)
+        distinct = min(
+            float(expert_routing.expected_distinct(group_tokens, chosen)) * local / block.n_experts, assignments
+        )
+        forward = float(
+            self.ops.experts_s(
+                min(group_tokens, assignments),
+                assignments=assignments,
+                distinct=distinct,
+                max_load=min(float(expert_routing.expected_max_load(group_tokens, chosen)), assignments),
+                n_local_experts=local,
+                hidden_size=block.expert_hidden_size,
+                intermediate_size=block.expert_intermediate_size / layout.etp,
+                n_matrices=block.n_matrices,
+                fmt=fmt,
+            )
+        )
+        dequantise = self._dequantise_s(local * block.n_params_per_expert / layout.etp)
+        gradients = 2.0 if self.work.adapter is None else 1.0  # data and weight gradient, or data only
+        found.add("experts", forward + dequantise, gradients * forward + dequantise)
+        if adapted and self.work.adapter is not None:
+            pair = (block.expert_hidden_size, block.expert_intermediate_size / layout.etp)
+            share = self.work.adapter.rank * sum(pair) / (pair[0] * pair[1])
+            found.add("adapter", share * forward, 2.0 * share * forward)
+        self._expert_exchange(found, block, own, assignments, chosen)
+
+    # type: ignore[type-arg]
+    def _expert_exchange(self, found: Pass, block: MoeMlp, own: float, assignments: float, chosen: np.ndarray) -> None:
+        layout = self.layout
+        hidden_frac = self.work.overlap_comm_frac
+        if layout.ep > 1:
+            mean = own * layout.etp * float(chosen.sum())
+            narrow = FORMATS[self.work.compute_format].bits < 16.0
+            one_way = float(
+                self.ops.expert_exchange_s(
+                    own,
+                    hidden_size=block.expert_hidden_size,
+                    top_k=block.top_k,
+                    n_experts=block.n_experts,
+                    ep=layout.ep,
+                    dispatch_bytes=1.0 if narrow else ACTIVATION_BYTES,
+                    imbalance=assignments / mean,
+                )
+            )
+            found.add_traffic("all_to_all", one_way, one_way, hidden_frac)
+        if layout.etp > 1:
+            n_bytes = assignments * block.expert_hidden_size * ACTIVATION_BYTES
+            gather = 2 * float(self.ops.all_gather_s(n_bytes, layout.etp))
+            found.add("tensor_parallel", gather, gather)
+        elif layout.tp > 1 and not layout.sequence_parallel:
+            gather = float(self.ops.all_gather_s(self.tokens * self.hidden_size * ACTIVATION_BYTES, layout.tp))
+            found.add("tensor_parallel", gather, gather)
