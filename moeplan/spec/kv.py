@@ -5,7 +5,8 @@ Per layer and cached token:
     latent attention (MLA)   kv_lora_rank + qk_rope_head_dim values for all heads (arXiv:2405.04434, section 2.1.2);
                              with the DSA indexer index_head_dim more (DeepSeek-V3.2-Exp report, section 2.1)
     compressed (DeepSeek-V4)  the same entry once per ``kv_compression_ratio`` tokens, beside a window of raw entries
-A sliding or chunked layer keeps at most its window. Index keys count at the bytes per value of the cache. Sizes are of the whole model; a layout divides or replicates them.
+A sliding or chunked layer keeps at most its window. Index keys count at the bytes per value of the cache.
+Sizes are of the whole model; a layout divides or replicates them.
 """
 
 from __future__ import annotations

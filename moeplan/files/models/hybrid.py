@@ -8,7 +8,15 @@ from moeplan.files.models.counts import dense_mlp, hyper_connection_params, line
 from moeplan.files.models.fields import MAX_LAYERS, Fields
 from moeplan.files.models.recurrent import gated_delta_net, kimi_delta_attention, lightning_attention, mamba1, mamba2
 from moeplan.files.models.schedule import moe_layers
-from moeplan.files.models.transformer import Body, Family, read_dense, read_heads, read_latent_attention, read_moe, read_mtp
+from moeplan.files.models.transformer import (
+    Body,
+    Family,
+    read_dense,
+    read_heads,
+    read_latent_attention,
+    read_moe,
+    read_mtp,
+)
 from moeplan.spec.model import Block, FeedForward, Layer, LinearAttention, Mixer
 
 LINEAR, FULL = "linear_attention", "full_attention"
@@ -194,7 +202,7 @@ def _nemotron_kinds(f: Fields, list_key: str, pattern_key: str) -> tuple[str, ..
 
 
 def read_nemotron_h(f: Fields) -> Body:
-    """Nemotron-H: every layer is one block (Mamba-2, attention, MoE or MLP) behind one norm; experts are squared ReLU."""
+    """Nemotron-H: every layer is one block (Mamba-2, attention, MoE or MLP) behind one norm, with squared ReLU."""
     hidden = f.size("hidden_size")
     kinds = _nemotron_kinds(f, "layers_block_type", "hybrid_override_pattern")
     if not kinds:

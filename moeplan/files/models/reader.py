@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from moeplan.errors import did_you_mean
+from moeplan.errors import InputError, did_you_mean
 from moeplan.files.models.checkpoint import checkpoint_format
 from moeplan.files.models.fields import Fields
 from moeplan.files.models.hybrid import (
@@ -17,6 +17,7 @@ from moeplan.files.models.hybrid import (
     read_nemotron_h,
     read_qwen3_next,
 )
+from moeplan.files.models.transformer import FAMILIES, Body, Family, read_transformer
 from moeplan.files.models.variants import (
     read_dbrx,
     read_deepseek_v4,
@@ -27,7 +28,6 @@ from moeplan.files.models.variants import (
     read_mimo,
     read_minimax_m3,
 )
-from moeplan.files.models.transformer import FAMILIES, Body, Family, read_transformer
 from moeplan.spec.model import ModelArchitecture
 
 READERS: dict[str, Callable[[Fields], Body]] = {
@@ -88,10 +88,10 @@ def read_model(config: Mapping[str, Any], file: str, name: str) -> ModelArchitec
         read_transformer(f, Family(moe=moe))
         checkpoint_format(f)
         f.finish(strict=True)
-        hint = did_you_mean(str(model_type), READERS) or "if its layers equal those of a known model_type, name that one"
+        near = did_you_mean(str(model_type), READERS)
+        hint = near or "if its layers equal those of a known model_type, name that one"
         f.problem("model_type", "unknown architecture", model_type, ", ".join(sorted(READERS)), hint)
-        f.raise_problems()
-        raise AssertionError("unreachable")  # raise_problems has raised
+        raise InputError(f.problems)
     body = reader(f)
     checkpoint = checkpoint_format(f)
     notes += [*body.notes, *f.finish(strict=False)]

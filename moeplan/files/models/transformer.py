@@ -8,15 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias, cast
 
-from moeplan.files.models.counts import dense_mlp, indexer_params, latent_attention, linear, moe_mlp, norm, softmax_attention
+from moeplan.files.models.counts import (
+    dense_mlp,
+    indexer_params,
+    latent_attention,
+    linear,
+    moe_mlp,
+    norm,
+    softmax_attention,
+)
 from moeplan.files.models.fields import MAX_LAYERS, Fields
 from moeplan.files.models.schedule import View, attention_views, moe_layers
 from moeplan.spec.model import DenseMlp, LatentAttention, Layer, MoeMlp, SoftmaxAttention
 
 SHARED_KEYS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert")
-SCORING: tuple[Literal["softmax", "sigmoid", "sqrtsoftplus"], ...] = ("softmax", "sigmoid", "sqrtsoftplus")
+SHARED_WIDTH_KEYS = ("shared_expert_intermediate_size", "share_expert_dim", "shared_intermediate_size")
+Scoring: TypeAlias = Literal["softmax", "sigmoid", "sqrtsoftplus"]
+SCORING: tuple[Scoring, ...] = ("softmax", "sigmoid", "sqrtsoftplus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +51,7 @@ class Family:
     expert_bias: bool = False
     scoring: Literal["softmax", "sigmoid"] = "softmax"
     lm_head_bias: bool = False
+    mtp_dense: bool = False  # the MTP modules have the dense feed-forward of the first layers
 
 
 _MIXTRAL_SIZE = ("intermediate_size",)
@@ -80,7 +91,7 @@ FAMILIES: dict[str, Family] = {
         scoring="sigmoid",
     ),
     "hunyuan": Family(qk_norm="head", moe=True, tied=True),
-    "step3p7": Family(qk_norm="head", moe=True, router_bias=True, scoring="sigmoid"),
+    "step3p7": Family(qk_norm="head", moe=True, router_bias=True, scoring="sigmoid", mtp_dense=True),
     "phi3": Family(views="window"),
     "granite": Family(),
 }  # fmt: skip
@@ -122,28 +133,30 @@ def read_transformer(f: Fields, family: Family) -> Body:
         block = feed_forward[moe]
         assert block is not None
         layers.append(Layer(blocks=(attention(i, view), block), n_norm_params=norms))
+    # Of IndexShare models the first layer, like the MTP module, has an indexer of its own.
+    mtp_feed_forward = (feed_forward[False] if family.mtp_dense else None) or layers[-1].blocks[-1]
     lm_head_bias = vocab if f.flag("lm_head_bias", family.lm_head_bias) else 0
     return Body(
         hidden_size=hidden,
         vocab_size=vocab,
-        max_context_tokens=f.size("max_position_embeddings", "model_max_length", "max_seq_len", high=10**9),
+        max_context_tokens=f.size("max_position_embeddings", "model_max_length", high=10**9),
         layers=tuple(layers),
-        mtp_layers=read_mtp(f, layers[-1], hidden),
+        mtp_layers=read_mtp(f, Layer((layers[0].blocks[0], mtp_feed_forward), norms), hidden),
         tied=f.flag("tie_word_embeddings", family.tied),
         n_final_params=norm(hidden, family.norm_bias) + lm_head_bias,
     )
 
 
-def read_mtp(f: Fields, last: Layer, hidden: int) -> tuple[Layer, ...]:
-    """Multi-token-prediction modules: a layer like the last one, a projection of [hidden, embedding], three norms.
+def read_mtp(f: Fields, like: Layer, hidden: int) -> tuple[Layer, ...]:
+    """Multi-token-prediction modules: a layer ``like`` the given, a projection of [hidden, embedding], three norms.
 
     Embedding and head are shared with the main model (DeepSeek-V3, arXiv:2412.19437, section 2.2).
     """
     spellings = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
     n_modules = f.size(*spellings, default=0, low=0, high=64)
     f.raw("use_mtp", "mtp_transformer_layers")
-    module = Layer(blocks=last.blocks, n_norm_params=last.n_norm_params + linear(2 * hidden, hidden) + 3 * norm(hidden))
-    return (module,) * n_modules
+    merge = linear(2 * hidden, hidden) + 3 * norm(hidden)
+    return (Layer(blocks=like.blocks, n_norm_params=like.n_norm_params + merge),) * n_modules
 
 
 def read_heads(f: Fields, hidden: int) -> tuple[int, int, int]:
@@ -155,7 +168,8 @@ def read_heads(f: Fields, hidden: int) -> tuple[int, int, int]:
     if f.has("head_dim", "attention_head_dim"):
         return n_heads, n_kv_heads, f.size("head_dim", "attention_head_dim")
     if hidden % n_heads:
-        f.problem("head_dim", "missing field 'head_dim'", hint=f"hidden_size {hidden} is no multiple of {n_heads} heads")
+        hint = f"hidden_size {hidden} is no multiple of {n_heads} heads"
+        f.problem("head_dim", "missing field 'head_dim'", hint=hint)
     return n_heads, n_kv_heads, max(1, hidden // n_heads)
 
 
@@ -227,24 +241,28 @@ def read_moe(f: Fields, family: Family, hidden: int, n_layers: int) -> MoeMlp:
         f.problem("num_experts_per_tok", "cannot exceed the number of experts", top_k, f"1 to {n_experts}")
     size_key = next((k for k in family.expert_size if f.has(k)), family.expert_size[0])
     expert_size = f.constant_list(size_key, n_layers)
-    shared_size = f.size("shared_expert_intermediate_size", "share_expert_dim", "shared_intermediate_size", default=0, low=0)
-    n_shared = 1 if shared_size else 0
-    if family.n_shared is not None:
-        n_shared = family.n_shared
-        shared_size = n_shared * expert_size
-    elif not shared_size:
-        key = next((k for k in SHARED_KEYS if f.has(k)), SHARED_KEYS[0])
-        n_shared = f.constant_list(key, n_layers, default=0) if f.values.get(key) else 0
-        shared_size = n_shared * expert_size
-    f.raw(*SHARED_KEYS)
     n_group = f.size("n_group", "num_expert_group", default=1)
     topk_group = f.size("topk_group", default=1)
     if n_experts % n_group or topk_group > n_group:
         f.problem("n_group", "expert groups do not fit", [n_group, topk_group], f"n_group divides {n_experts}")
     scoring = f.word("scoring_func", SCORING, f.word("moe_router_activation_func", SCORING, family.scoring))
+    n_shared, shared_size = _read_shared(f, family, expert_size, n_layers)
     return moe_mlp(
         hidden, n_experts=n_experts, top_k=top_k, expert_size=expert_size, n_shared=n_shared, shared_size=shared_size,
         shared_gate=family.shared_gate, expert_bias=family.expert_bias, router_bias=family.router_bias,
         latent_size=f.optional_size("routed_expert_hidden_size"), latent_norm=f.flag("latent_moe_use_norm", False),
-        scoring=scoring, n_group=n_group, topk_group=topk_group,
+        scoring=cast(Scoring, scoring), n_group=n_group, topk_group=topk_group,
     )  # fmt: skip
+
+
+def _read_shared(f: Fields, family: Family, expert_size: int, n_layers: int) -> tuple[int, int]:
+    """Number of shared experts and their width together: stated as a width, or as a count of expert widths."""
+    width = f.size(*SHARED_WIDTH_KEYS, default=0, low=0)
+    key = next((k for k in SHARED_KEYS if f.has(k)), SHARED_KEYS[0])
+    count = f.constant_list(key, n_layers, default=0) if f.values.get(key) else 0
+    f.raw(*SHARED_KEYS)
+    if family.n_shared is not None:
+        return family.n_shared, family.n_shared * expert_size
+    if width:
+        return max(count, 1), width
+    return count, count * expert_size

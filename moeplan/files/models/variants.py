@@ -246,8 +246,8 @@ def read_inkling(f: Fields) -> Body:
     hidden, n_layers = f.size("hidden_size"), f.size("num_hidden_layers", high=MAX_LAYERS)
     kernel, d_rel = f.size("conv_kernel_size"), f.size("d_rel")
     window = f.size("sliding_window_size")
-    f.raw("log_scaling_n_floor", "log_scaling_alpha", "route_scale", "logits_mup_width_multiplier", "number_of_conv_states")
-    f.raw("chain_hidden_post_norm", "mtp_hidden_states_first")
+    f.raw("log_scaling_n_floor", "log_scaling_alpha", "route_scale", "logits_mup_width_multiplier")
+    f.raw("number_of_conv_states", "chain_hidden_post_norm", "mtp_hidden_states_first")
     f.off("num_mtp_layers")
 
     def attention(prefix: str, extent: int, sliding: bool) -> SoftmaxAttention:
