@@ -49,6 +49,7 @@ DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "moe_combine_low_latency": {**_LOW_LATENCY, "expert_s": 7e-8, "expert_bytes_per_s": 2.6e10},
 }
 COMMUNICATION_SMS = 20  # DeepEP's default (Buffer.set_num_sms), also what vLLM runs
+LOW_LATENCY_TOKENS = 256  # tokens per rank the low-latency buffers hold in the engines measured (vLLM, TensorRT-LLM)
 # Between nodes DeepEP pairs every receiving SM with one that forwards: half of them feed the scale-up link.
 _FORWARDING_SMS_FRAC = 0.5
 _EXPERT_SHARPNESS = 4.0
@@ -80,7 +81,7 @@ def moe_dispatch_time_s(
     """Send ``n_tokens`` per GPU to the GPUs of their experts [s].
 
     ``bytes_per_value`` includes the scales of a quantised payload (fp8 with one float per 128 values: 1 + 4/128).
-    ``copies`` replaces the expectation under uniform routing (group-limited routing, measured traffic); ``imbalance`` is
+    ``copies`` replaces the expectation under uniform routing (group-limited, measured); ``imbalance`` is
     the busiest rank's bytes over the mean. ``n_sms`` matters for the throughput kernel only.
     """
     given = (n_tokens, hidden_size, topk, n_experts, ep, bytes_per_value, imbalance, n_sms)

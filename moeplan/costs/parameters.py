@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moeplan.costs import attention, elementwise, experts, gemm, latent_attention, recurrent
+from moeplan.costs import (
+    attention,
+    collectives,
+    elementwise,
+    expert_exchange,
+    experts,
+    gemm,
+    latent_attention,
+    recurrent,
+)
 from moeplan.provenance import Tier
 from moeplan.spec.hardware import Hardware, OpParameters
 
@@ -20,6 +29,8 @@ ESTIMATES: Mapping[str, Mapping[str, float]] = {
     "mla_absorb": latent_attention.MLA_ABSORB_DEFAULTS,
     "linear_attention": recurrent.RECURRENT_DEFAULTS,
     "state_space": recurrent.RECURRENT_DEFAULTS,
+    **collectives.DEFAULTS,
+    **expert_exchange.DEFAULTS,
 }
 
 # Formats in the order in which one may stand for another: same arithmetic first, then same width.

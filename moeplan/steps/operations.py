@@ -13,21 +13,16 @@ import numpy.typing as npt
 
 from moeplan.costs import collectives
 from moeplan.costs.elementwise import elementwise_time_s
+from moeplan.costs.expert_exchange import LOW_LATENCY_TOKENS, moe_combine_time_s, moe_dispatch_time_s
 from moeplan.costs.experts import expert_ffn_time_s
 from moeplan.costs.gemm import gemm_time_s
-from moeplan.costs.parameters import ESTIMATES, lookup
+from moeplan.costs.parameters import lookup
 from moeplan.costs.projections import Projection
 from moeplan.costs.roofline import activation_bytes_per_value
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.precision import FORMATS
 
 Array = npt.NDArray[np.float64]
-
-_COLLECTIVES = {  # estimates until the collectives' own are registered
-    "nccl": {"efficiency": 0.8, "base_s": 1e-5, "hop_s": 1e-6},
-    "custom_allreduce": {"efficiency": 0.5, "base_s": 4e-6, "hop_s": 0.5e-6},
-    "moe_all_to_all": {"efficiency": 0.6, "base_s": 2e-5, "hop_s": 1e-6},
-}
 
 ACTIVATION_BYTES = 2.0  # activations between kernels are 16 bit
 
@@ -41,8 +36,6 @@ class Operations:
 
     def parameters(self, op: str, fmt: str) -> Mapping[str, float]:
         """Values of the operation's parameters, see `costs.parameters.lookup`."""
-        if op in _COLLECTIVES and op not in ESTIMATES:
-            return _COLLECTIVES[op]
         return lookup(self.hardware, op, self.engine, fmt).values
 
     def gemm_s(self, tokens: npt.ArrayLike, n: int | float, k: int | float, fmt: str) -> Array:
@@ -99,7 +92,7 @@ class Operations:
             n_bytes,
             n_gpus,
             hardware=self.hardware,
-            p=self.parameters("nccl", "bf16"),
+            p=self.parameters("all_reduce", "bf16"),
             custom=self.parameters("custom_allreduce", "bf16"),
             ranks_per_domain=ranks_per_domain,
         )
@@ -110,14 +103,14 @@ class Operations:
             n_bytes,
             n_gpus,
             hardware=self.hardware,
-            p=self.parameters("nccl", "bf16"),
+            p=self.parameters("all_gather", "bf16"),
             ranks_per_domain=ranks_per_domain,
         )
 
     def send_s(self, n_bytes: npt.ArrayLike, *, same_domain: bool) -> Array:
         """Point to point."""
         return collectives.send_time_s(
-            n_bytes, hardware=self.hardware, p=self.parameters("nccl", "bf16"), same_domain=same_domain
+            n_bytes, hardware=self.hardware, p=self.parameters("send", "bf16"), same_domain=same_domain
         )
 
     def expert_exchange_s(
@@ -132,9 +125,20 @@ class Operations:
         combine_bytes: float = ACTIVATION_BYTES,
         imbalance: npt.ArrayLike = 1.0,
     ) -> Array:
-        """Dispatch and combine of ``n_tokens`` per GPU over ``ep`` ranks by all-to-all."""
-        p = self.parameters("moe_all_to_all", "bf16")
-        common = {"n_experts": n_experts, "ep": ep, "hardware": self.hardware, "p": p, "imbalance": imbalance}
-        there = collectives.moe_dispatch_time_s(n_tokens, hidden_size, top_k, bytes_per_value=dispatch_bytes, **common)
-        back = collectives.moe_combine_time_s(n_tokens, hidden_size, top_k, bytes_per_value=combine_bytes, **common)
-        return there + back
+        """Dispatch and combine of ``n_tokens`` per GPU over ``ep`` ranks.
+
+        The low-latency kernels take at most `LOW_LATENCY_TOKENS`; below that the faster pair runs.
+        """
+        pairs = []
+        for suffix in ("", "_low_latency"):
+            where = {"n_experts": n_experts, "ep": ep, "hardware": self.hardware, "imbalance": imbalance}
+            where["low_latency"] = bool(suffix)
+            there = self.parameters("moe_dispatch" + suffix, "bf16")
+            back = self.parameters("moe_combine" + suffix, "bf16")
+            pairs.append(
+                moe_dispatch_time_s(n_tokens, hidden_size, top_k, bytes_per_value=dispatch_bytes, p=there, **where)
+                + moe_combine_time_s(n_tokens, hidden_size, top_k, bytes_per_value=combine_bytes, p=back, **where)
+            )
+        throughput_s, low_latency_s = pairs
+        few = np.asarray(n_tokens, np.float64) <= LOW_LATENCY_TOKENS
+        return np.where(few, np.minimum(throughput_s, low_latency_s), throughput_s)
