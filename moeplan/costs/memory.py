@@ -107,14 +107,13 @@ def vocabulary_params(model: ModelArchitecture, tp: int, *, first: bool, last: b
 
 
 def stages(model: ModelArchitecture, pp: int) -> list[tuple[Layer, ...]]:
-    """Consecutive layers of each pipeline stage; what does not divide goes to the middle and later stages.
+    """Consecutive layers of each pipeline stage; spare layers go to the stages without vocabulary tables first.
 
-    As engines do.
+    Raises ValueError when there are more stages than layers.
     """
     if pp > model.n_layers:
         raise ValueError(f"pp {pp} exceeds the {model.n_layers} layers of {model.name}")
     base, extra = divmod(model.n_layers, pp)
-    # The first and last stage also carry the vocabulary tables, so they get the spare layers last.
     order = sorted(range(pp), key=lambda stage: (stage == 0) + 2 * (stage == pp - 1))
     sizes = [base] * pp
     for stage in order[:extra]:

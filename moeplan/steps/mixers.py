@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moeplan.costs.attention import decode_attention_time_s, prefill_attention_time_s
+from moeplan.costs.attention import causal_pairs, decode_attention_time_s, prefill_attention_time_s
 from moeplan.costs.latent_attention import mla_absorb_time_s, mla_decode_time_s, mla_prefill_time_s
 from moeplan.costs.projections import kv_heads_per_gpu, split
 from moeplan.costs.recurrent import linear_attention_time_s, state_space_time_s
@@ -78,45 +78,51 @@ def decode_mixer_s(block: Mixer, batch: Array, context: Array, *, tp: int, fmt: 
 def prefill_mixer_s(
     block: Mixer, batch: Array, query: Array, cached: Array, *, tp: int, fmt: str, kv: str, ops: Operations
 ) -> Array:
-    """``query`` new tokens after ``cached`` ones in each of ``batch`` sequences.
-
-    Latent attention expands its cache for them.
-    """
-    device, kv_fmt = ops.hardware.device, FORMATS[kv]
-    match block:
-        case SoftmaxAttention():
-            return prefill_attention_time_s(
-                batch, query, cached, n_heads=split(block.n_heads, tp), n_kv_heads=kv_heads_per_gpu(block, tp),
-                head_dim=block.head_dim, v_head_dim=block.v_head_dim, window_tokens=window_tokens(block),
-                kv_fmt=kv_fmt, device=device, p=ops.parameters("attention_prefill", kv),
-            )  # fmt: skip
-        case LatentAttention():
-            heads = split(block.n_heads, tp)
-            old = cached / block.kv_compression_ratio
-            expanded = batch * (query + old)
-            time_s = ops.gemm_s(expanded, heads * (block.qk_nope_head_dim + block.v_head_dim), block.kv_lora_rank, fmt)
-            window = window_tokens(block)
-            p = ops.parameters("mla_prefill", kv)
-            if window is None:
-                return time_s + mla_prefill_time_s(
-                    batch, query, old, n_heads=heads, kv_lora_rank=block.kv_lora_rank,
-                    qk_nope_head_dim=block.qk_nope_head_dim, qk_rope_head_dim=block.qk_rope_head_dim,
-                    v_head_dim=block.v_head_dim, kv_fmt=kv_fmt, device=device, p=p,
-                )  # fmt: skip
+    """``query`` new tokens after ``cached`` ones in each of ``batch`` sequences; latent attention expands its cache."""
+    if isinstance(block, LinearAttention | StateSpace):
+        shape = np.broadcast(batch, query, cached).shape
+        return np.broadcast_to(recurrent_mixer_s(block, batch, query, tp=tp, ops=ops), shape)
+    time_s = softmax_prefill_s(block, batch, query, cached, tp=tp, kv=kv, ops=ops)
+    if isinstance(block, LatentAttention):
+        old = cached / block.kv_compression_ratio
+        width = split(block.n_heads, tp) * (block.qk_nope_head_dim + block.v_head_dim)
+        time_s = time_s + ops.gemm_s(batch * (query + old), width, block.kv_lora_rank, fmt)
+        if block.index_n_heads:
             time_s = time_s + prefill_attention_time_s(
-                batch, query, old, n_heads=heads, n_kv_heads=heads,
-                head_dim=block.qk_nope_head_dim + block.qk_rope_head_dim, v_head_dim=block.v_head_dim,
-                window_tokens=window, kv_fmt=kv_fmt, device=device, p=p,
+                batch, query, old, n_heads=block.index_n_heads, n_kv_heads=1, head_dim=block.index_head_dim,
+                v_head_dim=0, window_tokens=None, kv_fmt=FORMATS["fp8"], device=ops.hardware.device,
+                p=ops.parameters("attention_prefill", "fp8"),
             )  # fmt: skip
-            if block.index_n_heads:
-                time_s = time_s + prefill_attention_time_s(
-                    batch, query, old, n_heads=block.index_n_heads, n_kv_heads=1, head_dim=block.index_head_dim,
-                    v_head_dim=0, window_tokens=None, kv_fmt=FORMATS["fp8"], device=device,
-                    p=ops.parameters("attention_prefill", "fp8"), )  # fmt: skip
-            return time_s
-        case _:
-            shape = np.broadcast(batch, query, cached).shape
-            return np.broadcast_to(recurrent_mixer_s(block, batch, query, tp=tp, ops=ops), shape)
+    return time_s
+
+
+def softmax_prefill_s(
+    block: SoftmaxAttention | LatentAttention,
+    batch: npt.ArrayLike,
+    query: npt.ArrayLike,
+    cached: npt.ArrayLike,
+    *,
+    tp: int,
+    kv: str,
+    ops: Operations,
+) -> Array:
+    """The causal attention kernel alone. A window of latent attention takes its share of the query-key pairs."""
+    device, kv_fmt, heads, window = ops.hardware.device, FORMATS[kv], split(block.n_heads, tp), window_tokens(block)
+    if isinstance(block, SoftmaxAttention):
+        return prefill_attention_time_s(
+            batch, query, cached, n_heads=heads, n_kv_heads=kv_heads_per_gpu(block, tp), head_dim=block.head_dim,
+            v_head_dim=block.v_head_dim, window_tokens=window, kv_fmt=kv_fmt, device=device,
+            p=ops.parameters("attention_prefill", kv),
+        )  # fmt: skip
+    old = np.asarray(cached, np.float64) / block.kv_compression_ratio
+    time_s = mla_prefill_time_s(
+        batch, query, old, n_heads=heads, kv_lora_rank=block.kv_lora_rank, qk_nope_head_dim=block.qk_nope_head_dim,
+        qk_rope_head_dim=block.qk_rope_head_dim, v_head_dim=block.v_head_dim, kv_fmt=kv_fmt, device=device,
+        p=ops.parameters("mla_prefill", kv),
+    )  # fmt: skip
+    if window is None:
+        return time_s
+    return np.asarray(time_s * causal_pairs(query, old, window) / causal_pairs(query, old, None))
 
 
 def recurrent_mixer_s(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moeplan.costs import routing as expert_routing
-from moeplan.costs.attention import prefill_attention_time_s
 from moeplan.costs.projections import (
     Projection,
     dense_shard,
@@ -31,7 +30,7 @@ from moeplan.spec.model import (
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.scenario import RoutingAssumption
 from moeplan.spec.workload import TrainingWork
-from moeplan.steps.mixers import recurrent_mixer_s, window_tokens
+from moeplan.steps.mixers import recurrent_mixer_s, softmax_prefill_s
 from moeplan.steps.operations import ACTIVATION_BYTES, Operations
 
 ATTENTION_BACKWARD = 2.5  # five matrix products for two (FlashAttention-2, arXiv:2307.08691, section 4.1)
@@ -246,16 +245,15 @@ class TrainingBlocks:
 
     def _attention_s(self, block: SoftmaxAttention | LatentAttention) -> float:
         """Causal attention over whole sequences; context-parallel ranks share it evenly."""
-        heads = split(block.n_heads, self.layout.tp)
-        if isinstance(block, SoftmaxAttention):
-            kv_heads, head_dim, op = kv_heads_per_gpu(block, self.layout.tp), block.head_dim, "attention_prefill"
-        else:
-            kv_heads, head_dim, op = heads, block.qk_nope_head_dim + block.qk_rope_head_dim, "mla_prefill"
-        whole = prefill_attention_time_s(
-            self.work.micro_batch_sequences, self.work.sequence_tokens, 0.0, n_heads=heads, n_kv_heads=kv_heads,
-            head_dim=head_dim, v_head_dim=block.v_head_dim, window_tokens=window_tokens(block),
-            kv_fmt=FORMATS["bf16"], device=self.hardware.device, p=self.ops.parameters(op, "bf16"),
-        )  # fmt: skip
+        whole = softmax_prefill_s(
+            block,
+            self.work.micro_batch_sequences,
+            self.work.sequence_tokens,
+            0.0,
+            tp=self.layout.tp,
+            kv="bf16",
+            ops=self.ops,
+        )
         return float(whole) / self.layout.cp
 
     def _context_parallel(self, found: Pass, block: SoftmaxAttention | LatentAttention, core_s: float) -> None:
