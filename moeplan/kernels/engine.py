@@ -119,7 +119,7 @@ class Pool(NamedTuple):
     counters: Ints
 
 
-@njit(cache=True)
+@njit
 def _cell(grid, x):
     """Index and fraction of x between two grid points; clamped below the grid, extrapolated above it."""
     if x <= grid[0]:
@@ -135,13 +135,13 @@ def _cell(grid, x):
     return low, (x - grid[low]) / (grid[low + 1] - grid[low])
 
 
-@njit(cache=True)
+@njit
 def _interpolate(grid, values, x):
     i, fraction = _cell(grid, x)
     return values[i] + fraction * (values[i + 1] - values[i])
 
 
-@njit(cache=True)
+@njit
 def _interpolate2(grid0, grid1, values, x0, x1):
     i, f0 = _cell(grid0, x0)
     j, f1 = _cell(grid1, x1)
@@ -150,7 +150,7 @@ def _interpolate2(grid0, grid1, values, x0, x1):
     return low + f1 * (high - low)
 
 
-@njit(cache=True)
+@njit
 def _heap_push(keys, items, size, key, item):
     child = size
     while child > 0:
@@ -164,7 +164,7 @@ def _heap_push(keys, items, size, key, item):
     items[child] = item
 
 
-@njit(cache=True)
+@njit
 def _heap_remove(keys, items, size, position):
     """Takes out one entry of a heap of ``size`` entries; position 0 is the smallest."""
     key = keys[size - 1]
@@ -188,19 +188,19 @@ def _heap_remove(keys, items, size, position):
     items[position] = item
 
 
-@njit(cache=True)
+@njit
 def _blocks(tokens, block_tokens):
     return (tokens + block_tokens - 1) // block_tokens
 
 
-@njit(cache=True)
+@njit
 def _cached_tokens(requests, ranks, rank, request):
     """KV tokens a decoding request holds."""
     decoded = ranks.iteration[rank] - requests.joined[request]
     return requests.input_tokens[request] + requests.generated[request] - 1 + decoded
 
 
-@njit(cache=True)
+@njit
 def _preempt_youngest(limits, requests, ranks, rank):
     """Puts the youngest running sequence back at the head of the queue; its KV is lost, its output tokens are kept."""
     request = ranks.prefilling[rank]
@@ -229,7 +229,7 @@ def _preempt_youngest(limits, requests, ranks, rank):
     ranks.n_waiting[rank] += 1
 
 
-@njit(cache=True)
+@njit
 def _leave_batch(limits, ranks, rank, held):
     ranks.n_decoding[rank] -= 1
     ranks.context_sum[rank] -= held
@@ -237,7 +237,7 @@ def _leave_batch(limits, ranks, rank, held):
     ranks.block_residue[rank, residue] -= 1
 
 
-@njit(cache=True)
+@njit
 def _compose(table, limits, requests, ranks, rank, now_s, cutoff_s):
     """Composes a rank's next iteration from requests ready by ``cutoff_s``. Returns its time [s], 0 when idle."""
     residue = ranks.iteration[rank] % limits.block_tokens
@@ -314,7 +314,7 @@ def _compose(table, limits, requests, ranks, rank, now_s, cutoff_s):
     return _iteration_time_s(table, n_tokens, n_decoding + n_joining, attention_s)
 
 
-@njit(cache=True)
+@njit
 def _iteration_time_s(table, n_tokens, n_rows, attention_s):
     gpu_s = _interpolate(table.token_grid, table.linear_time_s, float(n_tokens)) + attention_s
     if n_rows > 0:
@@ -324,17 +324,17 @@ def _iteration_time_s(table, n_tokens, n_rows, attention_s):
     return gpu_s + table.step_overhead_s
 
 
-@njit(cache=True)
+@njit
 def _end_request(limits, requests, pool, request, outcome, end_s):
     requests.finish_s[request] = end_s
     requests.outcome[request] = outcome
     pool.counters[N_ENDED] += 1
     if limits.closed_loop:
-        _heap_push(pool.user_ready_s, pool.user, pool.counters[N_USERS_READY], end_s, 0)
+        _heap_push(pool.user_ready_s, pool.user, pool.counters[N_USERS_READY], end_s, np.int64(0))
         pool.counters[N_USERS_READY] += 1
 
 
-@njit(cache=True)
+@njit
 def _complete(limits, requests, ranks, pool, rank, end_s):
     """Ends a rank's iteration: every decoding sequence has one more token, finished ones leave, prompts done join."""
     n_decoding = ranks.n_decoding[rank]
@@ -346,11 +346,11 @@ def _complete(limits, requests, ranks, pool, rank, end_s):
     items = ranks.end_request[rank]
     while ranks.n_decoding[rank] > 0 and keys[0] == now:
         request = items[0]
-        _heap_remove(keys, items, ranks.n_decoding[rank], 0)
+        _heap_remove(keys, items, ranks.n_decoding[rank], np.int64(0))
         held = _cached_tokens(requests, ranks, rank, request)
         _leave_batch(limits, ranks, rank, held)
         ranks.free_blocks[rank] += _blocks(held, limits.block_tokens)
-        _end_request(limits, requests, pool, request, COMPLETED, end_s)
+        _end_request(limits, requests, pool, request, np.int64(COMPLETED), end_s)
     for i in range(ranks.n_joining[rank]):
         request = ranks.joining[rank, i]
         held = requests.input_tokens[request] + requests.generated[request]
@@ -360,17 +360,17 @@ def _complete(limits, requests, ranks, pool, rank, end_s):
         left = requests.output_tokens[request] - requests.generated[request]
         if left == 0:
             ranks.free_blocks[rank] += _blocks(held, limits.block_tokens)
-            _end_request(limits, requests, pool, request, COMPLETED, end_s)
+            _end_request(limits, requests, pool, request, np.int64(COMPLETED), end_s)
         else:
             requests.joined[request] = now
-            _heap_push(keys, items, ranks.n_decoding[rank], now + left, request)
+            _heap_push(keys, items, ranks.n_decoding[rank], float(now + left), request)
             ranks.n_decoding[rank] += 1
             ranks.context_sum[rank] += held
             ranks.block_residue[rank, (now - held) % limits.block_tokens] += 1
     ranks.n_joining[rank] = 0
 
 
-@njit(cache=True)
+@njit
 def _only_decodes(limits, requests, ranks, first, last):
     """Iterations for which the batch of these ranks certainly keeps its composition (KV aside), 0 if unknown."""
     steps = np.int64(2**62)
@@ -389,7 +389,7 @@ def _only_decodes(limits, requests, ranks, first, last):
     return steps
 
 
-@njit(cache=True)
+@njit
 def _decode_run(table, limits, ranks, pool, replica, steps, limit_s):
     """Runs up to ``steps`` iterations of an unchanging decode batch while they start before ``limit_s``.
 
@@ -445,7 +445,7 @@ def _decode_run(table, limits, ranks, pool, replica, steps, limit_s):
     pool.previous_s[replica] = start_s
 
 
-@njit(cache=True)
+@njit
 def _enter_cell(table, ranks, rank, n, context):
     """Fixes a rank's batch size and context cell, so that an iteration costs one linear interpolation."""
     grid = table.decode_context_grid
@@ -460,7 +460,7 @@ def _enter_cell(table, ranks, rank, n, context):
     ranks.cell[rank, 5] = grid[j + 1]
 
 
-@njit(cache=True)
+@njit
 def _running(limits, ranks, replica):
     first = replica * limits.ranks_per_replica
     for rank in range(first, first + limits.ranks_per_replica):
@@ -469,7 +469,7 @@ def _running(limits, ranks, replica):
     return False
 
 
-@njit(cache=True)
+@njit
 def _busy(limits, ranks, replica):
     first = replica * limits.ranks_per_replica
     for rank in range(first, first + limits.ranks_per_replica):
@@ -478,7 +478,7 @@ def _busy(limits, ranks, replica):
     return _running(limits, ranks, replica)
 
 
-@njit(cache=True)
+@njit
 def _advance(table, limits, requests, ranks, pool, replica, limit_s):
     """Runs a replica's iterations that start before ``limit_s``; with closed-loop users, only until a request ends."""
     first = replica * limits.ranks_per_replica
@@ -510,7 +510,7 @@ def _advance(table, limits, requests, ranks, pool, replica, limit_s):
             return
 
 
-@njit(cache=True)
+@njit
 def _choose_rank(limits, ranks, pool, n_replicas):
     """Rank for the next request: fewest requests waiting or running (ties in turn), or plain round robin."""
     turn = pool.counters[N_DISPATCHED]
@@ -529,19 +529,20 @@ def _choose_rank(limits, ranks, pool, n_replicas):
     return best
 
 
-@njit(cache=True)
+@njit
 def _dispatch(limits, requests, ranks, pool, rank, request, ready_s):
     """Hands a request to a rank's queue, or rejects it when it can never be served."""
     n_in = requests.input_tokens[request]
     n_out = requests.output_tokens[request]
+    outcome = np.int64(PENDING)
     if n_in < 1 or n_out < 1:
-        _end_request(limits, requests, pool, request, REJECTED_EMPTY, ready_s)
-        return
-    if n_in + n_out > limits.max_context_tokens:
-        _end_request(limits, requests, pool, request, REJECTED_CONTEXT, ready_s)
-        return
-    if _blocks(n_in + n_out - 1, limits.block_tokens) > limits.n_blocks:
-        _end_request(limits, requests, pool, request, REJECTED_KV, ready_s)
+        outcome = np.int64(REJECTED_EMPTY)
+    elif n_in + n_out > limits.max_context_tokens:
+        outcome = np.int64(REJECTED_CONTEXT)
+    elif _blocks(n_in + n_out - 1, limits.block_tokens) > limits.n_blocks:
+        outcome = np.int64(REJECTED_KV)
+    if outcome != PENDING:
+        _end_request(limits, requests, pool, request, outcome, ready_s)
         return
     replica = rank // limits.ranks_per_replica
     if not _busy(limits, ranks, replica):
@@ -579,7 +580,7 @@ def run(table, limits, requests, ranks, pool, until_s):
         limit_s = min(ready_s, until_s)
         if limits.closed_loop:
             # Any request that ends sends another, which any replica may get: the one furthest behind goes first.
-            behind = -1
+            behind = np.int64(-1)  # a plain -1 would be a literal type, and compile everything below twice
             second_s = limit_s
             for replica in range(n_replicas):
                 if _busy(limits, ranks, replica) and pool.clock_s[replica] < limit_s:
@@ -602,7 +603,7 @@ def run(table, limits, requests, ranks, pool, until_s):
         rank = _choose_rank(limits, ranks, pool, n_replicas)
         _advance(table, limits, requests, ranks, pool, rank // limits.ranks_per_replica, limit_s)
         if limits.closed_loop:
-            _heap_remove(pool.user_ready_s, pool.user, counters[N_USERS_READY], 0)
+            _heap_remove(pool.user_ready_s, pool.user, counters[N_USERS_READY], np.int64(0))
             counters[N_USERS_READY] -= 1
             requests.arrival_s[request] = sent_s
         counters[NEXT_REQUEST] += 1
