@@ -137,7 +137,7 @@ def parse(value: object, dimension: Dimension, currencies: Mapping[str, float] |
     """A quantity such as ``"80 GB"`` in SI units (money: US dollars, per hour or month as the dimension's name says).
 
     ``currencies`` maps a currency code to US dollars per unit; without it only USD is known. The sign is kept: ranges
-    are the caller's business. Raises UnitError for a missing or unknown unit, another dimension, and what is not finite.
+    are the caller's business. Raises UnitError for a missing or unknown unit, another dimension, a number not finite.
     """
     name, examples = _NAMES[dimension]
     if isinstance(value, bool) or not isinstance(value, str | int | float):

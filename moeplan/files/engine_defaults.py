@@ -1,0 +1,62 @@
+"""What a serving engine does when not told otherwise: ``moeplan/data/engines/*.yaml``, each value with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from moeplan import units
+from moeplan.files.locate import data_folder
+from moeplan.files.yaml_tree import load_yaml
+from moeplan.spec.hardware import Device
+from moeplan.units import Dimension
+
+_QUANTITIES: dict[str, Dimension] = {"reserve": "bytes", "step_overhead": "duration", "request_overhead": "duration"}
+
+
+@dataclass(frozen=True, slots=True)
+class Default:
+    """One default in SI units with its citation."""
+
+    value: float | int | bool
+    file: str
+    source: str
+
+
+def engine_defaults(engine: str, device: Device, tp: int) -> dict[str, Default]:
+    """Defaults of ``engine`` ("vllm", ...) on ``device`` with tensor parallelism ``tp``, by the key of the scenario."""
+    path = data_folder("engines") / f"{engine.replace('.', '-')}.yaml"
+    return {
+        key: Default(
+            _si(key, _chosen(entry, device, tp)), path.name, f"{entry['source']} ({entry['kind']}, {entry['date']})"
+        )
+        for key, entry in _table(path).items()
+    }
+
+
+@cache
+def _table(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    values: Mapping[str, Mapping[str, Any]] = load_yaml(path, what="engine default").plain()["values"]
+    return values
+
+
+def _chosen(entry: Mapping[str, Any], device: Device, tp: int) -> Any:
+    for variant in entry.get("variants", ()):
+        when = variant["when"]
+        if (
+            device.memory_bytes >= units.parse(when.get("memory_at_least", "0 B"), "bytes")
+            and device.architecture != when.get("not_architecture")
+            and tp >= when.get("tp_at_least", 1)
+        ):
+            return variant["value"]
+    return entry["value"]
+
+
+def _si(key: str, value: Any) -> float | int | bool:
+    if key in _QUANTITIES:
+        return units.parse(value, _QUANTITIES[key])
+    number: float | int | bool = value
+    return number

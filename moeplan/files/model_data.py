@@ -1,0 +1,50 @@
+"""Small data files behind every scenario: reliability of clusters, errors of whole predictions."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from moeplan import units
+from moeplan.files.yaml_tree import load_yaml
+from moeplan.provenance import Tier
+from moeplan.spec.uncertainty import LogError, ModelError
+from moeplan.spec.workload import Reliability
+
+_DAY_S = 86400.0
+RELIABILITY = "reliability.yaml"
+MODEL_ERROR = "model_error.yaml"
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    tree: dict[str, Any] = load_yaml(Path(str(files("moeplan"))) / "data" / name, what="data").plain()
+    return tree
+
+
+def default_reliability() -> tuple[Reliability, dict[str, str]]:
+    """Failures and checkpoints where the scenario states none, and the source of each field."""
+    table = _read(RELIABILITY)
+    sources = {key: f"{entry['source']} ({entry['kind']}, {entry['date']})" for key, entry in table.items()}
+    reliability = Reliability(
+        failures_per_gpu_s=float(table["failures_per_gpu_day"]["value"]) / _DAY_S,
+        restart_s=units.parse(table["restart"]["value"], "duration"),
+        checkpoint_interval_s=units.parse(table["checkpoint_interval"]["value"], "duration"),
+        checkpoint_write_s=units.parse(table["checkpoint_write"]["value"], "duration"),
+    )
+    return reliability, sources
+
+
+def load_model_error() -> ModelError:
+    """Errors of end-to-end predictions by metric and tier."""
+    return ModelError(
+        {
+            metric: {
+                Tier(tier): LogError(float(e["low"]), float(e["high"]), int(e["n_runs"]), str(e["source"]))
+                for tier, e in tiers.items()
+            }
+            for metric, tiers in _read(MODEL_ERROR).items()
+        }
+    )

@@ -1,0 +1,207 @@
+"""Scenario file to ``spec.Scenario``: names to catalogue entries, defaults filled in, everything checked together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import ValidationError
+
+from moeplan.errors import InputError
+from moeplan.files.locate import is_path
+from moeplan.files.model_data import load_model_error
+from moeplan.files.overrides import inside
+from moeplan.files.resolve_checks import check_serving_layout, check_training
+from moeplan.files.resolve_money import exchange_rates, raise_if_any, resolve_money
+from moeplan.files.resolve_serving import resolve_layout, resolve_precision, resolve_serving
+from moeplan.files.resolve_training import resolve_training
+from moeplan.files.resolving import Resolving
+from moeplan.files.schema import CompareFile, ScenarioFile
+from moeplan.files.schema_walk import Loc, empty_values, problems_of
+from moeplan.files.yaml_tree import Node
+from moeplan.spec.hardware import Hardware
+from moeplan.spec.model import ModelArchitecture
+from moeplan.spec.scenario import Comparison, Reference, RoutingAssumption, Scenario, Serving
+
+Kind = Literal["serving", "training", "lifecycle"]
+
+
+def resolve(tree: Node, path: Path, *, arrays: bool = True) -> Scenario:
+    """The scenario ``tree`` read from ``path``. ``arrays``: see ``resolve_serving``.
+
+    Raises InputError with every problem found. After a schema error the names of model and hardware are still checked.
+    """
+    rs = Resolving(tree, path.resolve().parent)
+    rs.problems.extend(empty_values(tree))
+    table = tree.child("exchange_rates")
+    stated = table.plain() if table is not None and isinstance(table.value, dict) else {}
+    currencies = exchange_rates(rs, stated)
+    try:
+        file = ScenarioFile.model_validate(_without_empty(tree.plain()), context={"currencies": currencies})
+    except ValidationError as error:
+        rs.problems.extend(problems_of(error, tree))
+        _check_names(rs)
+        raise_if_any(rs)
+        raise
+    kind = _kind(rs, file)
+    model = _model(rs, file.model, ("model",), "model")
+    hardware = _hardware(rs, file.hardware, ("hardware",), "hardware")
+    if model is None or hardware is None:
+        raise_if_any(rs)
+        raise InputError(rs.problems)
+    return _complete(rs, file, kind, model, hardware, currencies, path, arrays)
+
+
+def _complete(
+    rs: Resolving,
+    file: ScenarioFile,
+    kind: Kind,
+    model: ModelArchitecture,
+    hardware: Hardware,
+    currencies: dict[str, float],
+    path: Path,
+    arrays: bool,
+) -> Scenario:
+    place = file.lifecycle.training if file.lifecycle is not None else None
+    training_hardware = None
+    if place is not None and place.hardware is not None:
+        loc: Loc = ("lifecycle", "training", "hardware")
+        training_hardware = _hardware(rs, place.hardware, loc, "training_hardware")
+    trains_on = training_hardware or hardware
+    serving = comparison = training = training_money = None
+    if file.serving is not None:
+        serving = resolve_serving(rs, file.serving, model, hardware, arrays=arrays)
+        check_serving_layout(rs, ("serving", "layout"), serving.layout, model, hardware, file.gpus)
+        if file.compare_with is not None:
+            comparison = _comparison(rs, file.compare_with, file, serving, hardware)
+    elif file.compare_with is not None:
+        rs.problem(("compare_with",), "a comparison needs a `serving` section")
+    if file.training is not None:
+        training = resolve_training(rs, file.training, model, trains_on)
+        check_training(rs, training, model, trains_on, file.gpus if training_hardware is None else None)
+    money = resolve_money(rs, file, file.price, ("price",), hardware, kind, currencies)
+    if place is not None and (place.price is not None or training_hardware is not None):
+        at: Loc = ("lifecycle", "training", "price")
+        training_money = resolve_money(rs, file, place.price, at, trains_on, kind, currencies, "training_money")
+    for key in ("name", "kind", "seed"):
+        rs.note(key, (key,), default={"name": "the file's name", "kind": "told by the sections"}.get(key, ""))
+    rs.note("routing.zipf_exponent", ("routing", "zipf"))
+    raise_if_any(rs)
+    if money is None:
+        raise InputError(rs.problems)
+    months = None if file.lifecycle is None else file.lifecycle.duration / (money.hours_per_month * 3600.0)
+    if months is not None:
+        rs.note("lifecycle_months", ("lifecycle", "duration"))
+    zipf_stated = rs.given(("routing", "zipf"))
+    return Scenario(
+        name=file.name or path.stem,
+        kind=kind,
+        seed=file.seed,
+        model=model,
+        hardware=hardware,
+        serving=serving,
+        training=training,
+        routing=RoutingAssumption(file.routing.zipf, "stated" if zipf_stated else "default, an estimate"),
+        money=money,
+        lifecycle_months=months,
+        training_hardware=training_hardware,
+        training_money=training_money,
+        comparison=comparison,
+        references=tuple(Reference(r.quantity, r.value, r.source) for r in file.references),
+        model_error=load_model_error(),
+        origins=dict(sorted(rs.origins.items())),
+    )
+
+
+def _without_empty(value: Any) -> Any:
+    """The tree less its empty values, which are reported on their own."""
+    if isinstance(value, dict):
+        return {key: _without_empty(below) for key, below in value.items() if below is not None}
+    if isinstance(value, list):
+        return [_without_empty(item) for item in value]
+    return value
+
+
+def _check_names(rs: Resolving) -> None:
+    """Model and hardware of a file whose schema failed elsewhere."""
+    for key, read in (("model", _model), ("hardware", _hardware)):
+        node = rs.tree.child(key)
+        if node is not None and isinstance(node.value, str) and node.value.strip():
+            read(rs, node.value.strip(), (key,), key)
+
+
+def _kind(rs: Resolving, file: ScenarioFile) -> Kind:
+    """The stated kind, or the one the sections tell; contradictions become problems."""
+    has = {name: getattr(file, name) is not None for name in ("serving", "training", "lifecycle")}
+    told = "lifecycle" if has["lifecycle"] else "training" if has["training"] else "serving"
+    kind = file.kind or told
+    needed = {"serving": {"serving"}, "training": {"training"}, "lifecycle": {"serving", "training", "lifecycle"}}[kind]
+    for name in sorted(needed):
+        if not has[name]:
+            loc: Loc = ("kind",) if file.kind else (("lifecycle",) if has["lifecycle"] else ())
+            rs.problem(loc, f"a {kind} scenario needs a `{name}` section", hint="moeplan init writes an example")
+    for name in sorted(set(has) - needed):
+        if has[name]:
+            hint = "add `lifecycle` to train and then serve" if name == "serving" else ""
+            rs.problem((name,), f"a {kind} scenario has no `{name}` section", hint=hint)
+    return cast(Kind, kind)
+
+
+def _model(rs: Resolving, name: str, loc: Loc, target: str) -> ModelArchitecture | None:
+    from moeplan.files.model_catalog import load_model
+
+    model = rs.attempt(loc, lambda: load_model(_local(rs, name, loc, (".json",)), rs.folder))
+    if model is not None:
+        rs.note(target, loc)
+    return model
+
+
+def _hardware(rs: Resolving, name: str, loc: Loc, target: str) -> Hardware | None:
+    from moeplan.files.hardware_catalog import load_hardware
+
+    hardware = rs.attempt(loc, lambda: load_hardware(_local(rs, name, loc, (".yaml", ".yml")), rs.folder))
+    if hardware is not None:
+        rs.note(target, loc)
+    return hardware
+
+
+def _local(rs: Resolving, name: str, loc: Loc, suffixes: tuple[str, ...]) -> str:
+    """A catalogue name as it is; a path relative to the scenario's folder, inside which it must lie."""
+    looks_like_path = name.endswith(suffixes) or name.startswith((".", "/", "~"))
+    if not looks_like_path and not (is_path(name) and (rs.folder / name).exists()):
+        return name
+    return "./" + inside(name, rs.mark(loc), rs.folder, loc).relative_to(rs.folder).as_posix()
+
+
+def _comparison(
+    rs: Resolving, file: CompareFile, scenario: ScenarioFile, serving: Serving, hardware: Hardware
+) -> Comparison | None:
+    loc: Loc = ("compare_with",)
+    model = _model(rs, file.model, (*loc, "model"), "comparison.model")
+    own = scenario.serving
+    if model is None or own is None:
+        return None
+    engine = serving.engine
+    target = "comparison.serving"
+    if file.precision is not None:
+        at: Loc = (*loc, "precision")
+        precision = resolve_precision(
+            rs, file.precision, at, f"{target}.precision", model, hardware.device, engine.name
+        )
+    else:
+        at = ("serving", "precision")
+        precision = resolve_precision(rs, own.precision, at, f"{target}.precision", model, hardware.device, engine.name)
+    if file.layout is not None:
+        at = (*loc, "layout")
+        layout = resolve_layout(rs, file.layout, at, f"{target}.layout")
+    else:
+        at = ("serving", "layout")
+        layout = serving.layout if model.is_moe else replace(serving.layout, ep=1)
+        rs.derived(f"{target}.layout", "derived", "serving.layout", "" if model.is_moe else "a dense model has ep 1")
+    check_serving_layout(rs, at, layout, model, hardware, scenario.gpus)
+    context = min(serving.max_context_tokens, model.max_context_tokens)
+    rs.derived(f"{target}.max_context_tokens", "derived", "the shorter of both models' contexts")
+    return Comparison(
+        model, replace(serving, layout=layout, precision=precision, max_context_tokens=context), file.quality_note
+    )

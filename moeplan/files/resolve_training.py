@@ -1,0 +1,121 @@
+"""The training part of a scenario file to ``spec.scenario.Training``."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+from moeplan.files.model_data import RELIABILITY, default_reliability
+from moeplan.files.resolve_serving import check_runs
+from moeplan.files.resolving import Resolving
+from moeplan.files.schema import LoraFile, ReliabilityFile, TrainingFile
+from moeplan.files.schema_walk import Loc
+from moeplan.spec.hardware import Hardware
+from moeplan.spec.layout import TrainingLayout
+from moeplan.spec.model import ModelArchitecture
+from moeplan.spec.precision import FORMATS
+from moeplan.spec.scenario import Training
+from moeplan.spec.workload import Adapter, Reliability, TrainingWork
+
+_DAY_S = 86400.0
+_GRADIENT_BYTES = {"fp32": 4.0, "bf16": 2.0}
+_LAYOUT: Loc = ("training", "layout")
+
+
+def resolve_training(rs: Resolving, file: TrainingFile, model: ModelArchitecture, hardware: Hardware) -> Training:
+    """A training run; ``hardware`` is where it trains."""
+    compute = FORMATS[file.precision].compute
+    if compute not in hardware.device.dense_flop_per_s:
+        runs = [name for name in ("bf16", "fp16", "fp8", "fp32") if name in hardware.device.dense_flop_per_s]
+        what = f"{hardware.device.name} has no {compute} arithmetic"
+        rs.problem(("training", "precision"), what, file.precision, ", ".join(runs))
+    if (file.lora is None) == (file.method == "lora"):
+        what = "method lora needs a `lora` section" if file.lora is None else "`lora` needs method lora"
+        rs.problem(("training", "method"), what, file.method)
+    return Training(_layout(rs, file), _work(rs, file, model, hardware), _reliability(rs, file.reliability))
+
+
+def _layout(rs: Resolving, file: TrainingFile) -> TrainingLayout:
+    own = file.layout
+    for key in ("tp", "pp", "vpp", "cp", "dp", "ep", "etp", "sequence_parallel"):
+        rs.note(f"training.layout.{key}", (*_LAYOUT, key))
+    rs.note("training.layout.zero_stage", (*_LAYOUT, "zero"))
+    rs.note("training.layout.recompute", ("training", "recompute"))
+    return TrainingLayout(
+        tp=own.tp,
+        pp=own.pp,
+        vpp=own.vpp,
+        cp=own.cp,
+        dp=own.dp,
+        ep=own.ep,
+        etp=own.etp,
+        sequence_parallel=own.sequence_parallel,
+        zero_stage=cast(Literal[0, 1, 2, 3], own.zero),
+        recompute=cast(Literal["none", "selective", "full"], file.recompute),
+    )
+
+
+def _work(rs: Resolving, file: TrainingFile, model: ModelArchitecture, hardware: Hardware) -> TrainingWork:
+    for field, key in (
+        ("method", "method"),
+        ("n_tokens", "tokens"),
+        ("sequence_tokens", "sequence_length"),
+        ("global_batch_sequences", "global_batch"),
+        ("micro_batch_sequences", "micro_batch"),
+        ("compute_format", "precision"),
+        ("optimizer", "optimizer"),
+        ("master_weights", "master_weights"),
+        ("gradient_bytes_per_param", "gradients"),
+        ("packing_frac", "packing"),
+        ("overlap_comm_frac", "overlap"),
+    ):
+        rs.note(f"training.work.{field}", ("training", key))
+    return TrainingWork(
+        method=cast(Literal["pretrain", "full_finetune", "lora"], file.method),
+        n_tokens=file.tokens,
+        sequence_tokens=file.sequence_length,
+        global_batch_sequences=file.global_batch,
+        micro_batch_sequences=file.micro_batch,
+        compute_format=file.precision,
+        optimizer=cast(Literal["adamw", "adamw_bf16", "adamw_8bit", "muon"], file.optimizer),
+        master_weights=file.master_weights,
+        gradient_bytes_per_param=_GRADIENT_BYTES[file.gradients],
+        adapter=None if file.lora is None else _adapter(rs, file.lora, model, hardware),
+        packing_frac=file.packing,
+        overlap_comm_frac=file.overlap,
+    )
+
+
+def _adapter(rs: Resolving, file: LoraFile, model: ModelArchitecture, hardware: Hardware) -> Adapter:
+    loc: Loc = ("training", "lora")
+    for field, key in (("rank", "rank"), ("targets", "targets"), ("base_format", "base_precision")):
+        rs.note(f"training.work.adapter.{field}", (*loc, key))
+    base = model.checkpoint.experts if file.base_precision == "native" else file.base_precision
+    check_runs(rs, (*loc, "base_precision"), base, hardware.device)
+    if file.rank > model.hidden_size:
+        rs.problem((*loc, "rank"), "rank above the model's hidden size", file.rank, f"at most {model.hidden_size}")
+    return Adapter(file.rank, cast(Literal["attention", "all_linear"], file.targets), base)
+
+
+def _reliability(rs: Resolving, file: ReliabilityFile) -> Reliability:
+    default, sources = default_reliability()
+    loc: Loc = ("training", "reliability")
+    for field, key in (
+        ("failures_per_gpu_s", "failures_per_gpu_day"),
+        ("restart_s", "restart"),
+        ("checkpoint_interval_s", "checkpoint_interval"),
+        ("checkpoint_write_s", "checkpoint_write"),
+    ):
+        target = f"training.reliability.{field}"
+        if getattr(file, key) is None:
+            rs.derived(target, "default", RELIABILITY, sources[key])
+        else:
+            rs.note(target, (*loc, key))
+    per_day = file.failures_per_gpu_day
+    return Reliability(
+        failures_per_gpu_s=default.failures_per_gpu_s if per_day is None else per_day / _DAY_S,
+        restart_s=default.restart_s if file.restart is None else file.restart,
+        checkpoint_interval_s=default.checkpoint_interval_s
+        if file.checkpoint_interval is None
+        else file.checkpoint_interval,
+        checkpoint_write_s=default.checkpoint_write_s if file.checkpoint_write is None else file.checkpoint_write,
+    )

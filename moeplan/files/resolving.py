@@ -1,0 +1,86 @@
+"""What the parts of ``resolve`` share: the located tree, the problems found so far, the origin of every value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from moeplan.errors import InputError, Problem
+from moeplan.files.schema_walk import Loc, dotted
+from moeplan.files.yaml_tree import Mark, Node
+from moeplan.provenance import Origin
+
+T = TypeVar("T")
+
+REFERENCE = "docs/reference/scenario.md"
+
+
+@dataclass(slots=True)
+class Resolving:
+    """One resolution. ``folder`` is the scenario's own, from which no path may lead out."""
+
+    tree: Node
+    folder: Path
+    problems: list[Problem] = field(default_factory=list)
+    origins: dict[str, Origin] = field(default_factory=dict)
+
+    def problem(self, loc: Loc, what: str, got: object = "", allowed: str = "", hint: str = "") -> None:
+        """Record a problem at ``loc``, or at the nearest value above it that the user wrote."""
+        mark = self.mark(loc)
+        self.problems.append(Problem(mark.file, mark.line, mark.col, dotted(loc), what, str(got), allowed, hint))
+
+    def mark(self, loc: Loc) -> Mark:
+        """Place of the value at ``loc``."""
+        return self.tree.mark_of(loc)
+
+    def attempt(self, loc: Loc, read: Callable[[], T]) -> T | None:
+        """What ``read`` returns; None, with its problems recorded, when the input is at fault.
+
+        A problem that concerns no line of another file is placed at ``loc``.
+        """
+        try:
+            return read()
+        except InputError as error:
+            for p in error.problems:
+                if p.line is not None:
+                    self.problems.append(p)
+                    continue
+                named = "" if p.file in (loc[-1], "", "hardware", "model") else p.file
+                what = f"{named}: {p.what}" if named and named != p.got else p.what
+                self.problem(loc, what, p.got, p.allowed, p.hint)
+            return None
+
+    def given(self, loc: Loc) -> bool:
+        """Whether the user wrote a value at ``loc``, or a single value that stands for the mapping above it."""
+        node = self.tree
+        for part in loc:
+            below = node.child(part)
+            if below is None:
+                return False
+            node = below
+        return True
+
+    def note(self, target: str, loc: Loc, *, default: str = "", shorthand: bool = False) -> None:
+        """Record where the scenario's value ``target`` comes from: the user's file, ``--set``, or a default."""
+        if self.given(loc) or (shorthand and self._single(loc[:-1])):
+            mark = self.mark(loc)
+            self.origins[target] = Origin("set" if mark.line is None else "file", str(mark))
+        else:
+            self.origins[target] = Origin(
+                "default", f"{REFERENCE}#{dotted(loc).rpartition('.')[0] or 'scenario'}", default
+            )
+
+    def _single(self, loc: Loc) -> bool:
+        node = self.tree
+        for part in loc:
+            below = node.child(part)
+            if below is None:
+                return False
+            node = below
+        return not isinstance(node.value, dict)
+
+    def derived(self, target: str, how: str, where: str, note: str = "") -> None:
+        """Record an origin other than the user's text."""
+        self.origins[target] = Origin(how, where, note)
