@@ -100,7 +100,8 @@ def moe_dispatch_time_s(
         copy_s = n_bytes * k / (experts * p["expert_bytes_per_s"])
         stream_s = joined_s(n_bytes * (near + p["local_copies"] * k / ranks) / link, copy_s, _EXPERT_SHARPNESS)
     else:
-        link = np.minimum(link, sms * np.where(spans, _FORWARDING_SMS_FRAC, 1.0) * p["sm_bytes_per_s"])
+        sm_rate = p.get("sm_bytes_per_s", np.inf)  # absent where the table knows one SM count only
+        link = np.minimum(link, sms * np.where(spans, _FORWARDING_SMS_FRAC, 1.0) * sm_rate)
         stream_s = p["token_s"] * tokens + n_bytes * (near + p["local_copies"]) / link
     if np.any(spans):
         far_s = n_bytes * far / scatter_bytes_per_s(hardware)
