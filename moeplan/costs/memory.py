@@ -199,7 +199,8 @@ def block_activation_bytes_per_token(block: Block, hidden_size: int, rule: Activ
             copies = block.top_k / rule.token_split * rule.expert_tp
             routed = _mlp_bytes(block.expert_intermediate_size / rule.expert_tp, block.n_matrices, rule)
             permuted = rule.linear_input_bytes * block.expert_hidden_size
-            returned = 2.0 * block.expert_hidden_size
+            # the weighted sum keeps the experts' outputs, unless the weights are applied before the down projection
+            returned = 2.0 * block.expert_hidden_size if keep else 0.0
             return ends + norm + shared + scores + copies * (routed + permuted + returned)
         case _:
             return ends + norm + _mixer_bytes(block, rule)

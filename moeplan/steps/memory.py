@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from moeplan.costs.memory import (
     MASTER_BYTES,
@@ -200,11 +201,53 @@ def micro_batches(layout: TrainingLayout, work: TrainingWork) -> int:
 
 
 def training_stages(model: ModelArchitecture, layout: TrainingLayout, work: TrainingWork) -> list[tuple[Layer, ...]]:
-    """Layers of each pipeline stage; pretraining runs the multi-token-prediction modules on the last one."""
-    found = stages(model, layout.pp)
-    if work.method == "pretrain":
-        found[-1] = (*found[-1], *model.mtp_layers)
-    return found
+    """Consecutive layers of each pipeline stage, balanced by arithmetic with the output head counted on the last.
+
+    Pretraining runs the multi-token-prediction modules, and the head once more for each, on the last stage. Real runs
+    balance by hand (DeepSeek-V3, arXiv:2412.19437, section 3.2; Megatron's pipeline layouts), so an even count would be
+    the exception. Raises ValueError when there are more stages than layers.
+    """
+    if layout.pp > model.n_layers:
+        raise ValueError(f"pp {layout.pp} exceeds the {model.n_layers} layers of {model.name}")
+    extra = model.mtp_layers if work.method == "pretrain" else ()
+    layers = (*model.layers, *extra)
+    weight = [active_params(layer) for layer in layers]
+    # the head stays in 16 bit, where a parameter takes longer than in 8
+    slower = max(1.0, 16.0 / FORMATS[work.compute_format].bits)
+    tail = slower * (1 + len(extra)) * model.vocab_size * model.hidden_size
+    low, high = max(weight), sum(weight) + tail
+    for _ in range(40):  # bisection on the heaviest stage's load
+        middle = (low + high) / 2
+        low, high = (low, middle) if _fill(weight, tail, layout.pp, middle) else (middle, high)
+    ends = _fill(weight, tail, layout.pp, high)
+    if ends is None:
+        raise ValueError(f"{model.name} cannot be cut into {layout.pp} stages")
+    return [layers[start:end] for start, end in pairwise((0, *ends))]
+
+
+def _fill(weight: list[float], tail: float, pp: int, most: float) -> list[int] | None:
+    """Ends of ``pp`` non-empty runs that carry at most ``most`` each, the last with ``tail`` on top.
+
+    None if impossible.
+
+    Filled from the last stage backwards. One layer is the least a stage takes, so the last may exceed ``most`` by that.
+
+    """
+    ends, end = [], len(weight)
+    for stage in reversed(range(pp)):
+        load, start = (tail if stage == pp - 1 else 0.0), end
+        while start > stage and (start == end or load + weight[start - 1] <= most):
+            start -= 1
+            load += weight[start]
+        ends.append(end)
+        end = start
+    return ends[::-1] if end == 0 else None
+
+
+def active_params(layer: Layer) -> float:
+    """Parameters of a layer one token meets."""
+    idle = sum((b.n_experts - b.top_k) * b.n_params_per_expert for b in layer.blocks if isinstance(b, MoeMlp))
+    return layer.n_params - idle
 
 
 def adapter_params(

@@ -25,7 +25,7 @@ from moeplan.spec.model import (
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.scenario import RoutingAssumption
 from moeplan.spec.workload import TrainingWork
-from moeplan.steps.memory import adapter_params, micro_batches, trained_params, training_stages
+from moeplan.steps.memory import active_params, adapter_params, micro_batches, trained_params, training_stages
 from moeplan.steps.mixers import window_tokens
 from moeplan.steps.operations import ACTIVATION_BYTES
 from moeplan.steps.training_layer import Pass, TrainingBlocks
@@ -108,7 +108,7 @@ def model_flop_per_token(model: ModelArchitecture, work: TrainingWork) -> float:
     trained = work.adapter is None
     extra = model.mtp_layers if work.method == "pretrain" else ()
     active = model.n_params_active - model.n_embedding_params + model.vocab_size * model.hidden_size * (1 + len(extra))
-    active += sum(_active_params(layer) for layer in extra)
+    active += sum(active_params(layer) for layer in extra)
     attention = sum(
         _attention_flop_per_token(b, work.sequence_tokens) for layer in (*model.layers, *extra) for b in layer.blocks
     )
@@ -117,11 +117,6 @@ def model_flop_per_token(model: ModelArchitecture, work: TrainingWork) -> float:
         whole = TrainingLayout()
         weights += 6.0 * _active_adapter_params(model, whole, work)
     return weights + 3.0 * attention
-
-
-def _active_params(layer: Layer) -> float:
-    idle = sum((b.n_experts - b.top_k) * b.n_params_per_expert for b in layer.blocks if isinstance(b, MoeMlp))
-    return layer.n_params - idle
 
 
 def _active_adapter_params(model: ModelArchitecture, whole: TrainingLayout, work: TrainingWork) -> float:
