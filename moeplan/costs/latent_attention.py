@@ -1,12 +1,13 @@
 """Multi-head latent attention kernels (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
-Equations, papers and validity: ``docs/method/attention.md``.
+Equations, papers and validity: ``docs/method/attention.md``, section 3.
 
 Prefill expands the latent and runs as multi-head attention with key width nope + rope and value width ``v_head_dim``.
 Decode absorbs the up-projections into the query and the output: all heads share one latent of width
 ``kv_lora_rank + qk_rope_head_dim``. Times [s] are the kernel alone; the absorbed batched products of decode are
 ``mla_absorb_time_s``, the projections are GEMMs. Prefill and decode take the same keywords, so a caller binds a model's
-sizes once; each says which of them its kernel does not depend on.
+sizes once; each says which of them its kernel does not depend on. Parameters are those of `costs.attention`; there is
+one head size, hence no head fractions.
 """
 
 from __future__ import annotations
@@ -14,50 +15,66 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from moeplan.costs.attention import (
     ACTIVATION_BYTES,
     DECODE_DEFAULTS,
     PREFILL_DEFAULTS,
-    Floats,
+    PREFILL_OPTIONAL,
+    floats,
     prefill_attention_time_s,
-    tensor_flop_per_s,
+    split_kv_time_s,
 )
+from moeplan.costs.roofline import Array, ArrayLike, joined_s, peak_flop_per_s
 from moeplan.spec.hardware import Device
 from moeplan.spec.precision import NumberFormat
 
-MLA_PREFILL_DEFAULTS: Mapping[str, float] = PREFILL_DEFAULTS
-MLA_DECODE_DEFAULTS: Mapping[str, float] = DECODE_DEFAULTS
-MLA_ABSORB_DEFAULTS: Mapping[str, float] = DECODE_DEFAULTS
+HEAD_BLOCK = 64.0  # query heads one decode block covers (FlashMLA: 64 rows a block)
+ABSORB_SHARPNESS = 2.0
+
+MLA_PREFILL_DEFAULTS: Mapping[str, float] = {k: v for k, v in PREFILL_DEFAULTS.items() if k not in PREFILL_OPTIONAL}
+# Estimates in the middle of the fits on measured devices, see `costs.attention`.
+MLA_DECODE_DEFAULTS: Mapping[str, float] = {
+    **{
+        k: DECODE_DEFAULTS[k]
+        for k in ("memory_frac", "l2_frac", "blocks_per_sm", "saturating_blocks_per_sm", "split_tokens", "launch_s")
+    },
+    "compute_frac": 0.6,
+    "tile_rows": 16.0,
+    "kv_reread_frac": 0.2,
+    "block_s": 5e-6,
+    "group_exponent": 0.1,
+    "split_s": 1e-6,
+}
+MLA_ABSORB_DEFAULTS: Mapping[str, float] = {"compute_frac": 0.5, "memory_frac": 0.7, "launch_s": 4e-6}
 
 
 def mla_prefill_time_s(
-    batch: npt.ArrayLike,
-    q_tokens: npt.ArrayLike,
-    cached_tokens: npt.ArrayLike,
+    batch: ArrayLike,
+    q_tokens: ArrayLike,
+    cached_tokens: ArrayLike,
     *,
-    n_heads: npt.ArrayLike,
-    kv_lora_rank: npt.ArrayLike,  # noqa: ARG001
-    qk_nope_head_dim: npt.ArrayLike,
-    qk_rope_head_dim: npt.ArrayLike,
-    v_head_dim: npt.ArrayLike,
+    n_heads: ArrayLike,
+    kv_lora_rank: ArrayLike,
+    qk_nope_head_dim: ArrayLike,
+    qk_rope_head_dim: ArrayLike,
+    v_head_dim: ArrayLike,
     kv_fmt: NumberFormat,
     device: Device,
     p: Mapping[str, float],
-) -> Floats:
+) -> Array:
     """Time [s] of expanded (multi-head) attention: ``batch`` sequences, ``q_tokens`` new after ``cached_tokens`` old.
 
     Does not depend on ``kv_lora_rank``.
     """
-    head_dim = np.asarray(qk_nope_head_dim, float) + np.asarray(qk_rope_head_dim, float)
+    nope, rope = floats(qk_nope_head_dim, qk_rope_head_dim)
     return prefill_attention_time_s(
         batch,
         q_tokens,
         cached_tokens,
         n_heads=n_heads,
         n_kv_heads=n_heads,
-        head_dim=head_dim,
+        head_dim=nope + rope,
         v_head_dim=v_head_dim,
         window_tokens=None,
         kv_fmt=kv_fmt,
@@ -67,50 +84,63 @@ def mla_prefill_time_s(
 
 
 def mla_decode_time_s(
-    batch: npt.ArrayLike,
-    context_tokens: npt.ArrayLike,
+    batch: ArrayLike,
+    context_tokens: ArrayLike,
     *,
-    n_heads: npt.ArrayLike,
-    kv_lora_rank: npt.ArrayLike,
-    qk_nope_head_dim: npt.ArrayLike,  # noqa: ARG001
-    qk_rope_head_dim: npt.ArrayLike,
-    v_head_dim: npt.ArrayLike,  # noqa: ARG001
+    n_heads: ArrayLike,
+    kv_lora_rank: ArrayLike,
+    qk_nope_head_dim: ArrayLike,
+    qk_rope_head_dim: ArrayLike,
+    v_head_dim: ArrayLike,
     kv_fmt: NumberFormat,
     device: Device,
     p: Mapping[str, float],
-) -> Floats:
+    warm_l2: bool = False,
+) -> Array:
     """Time [s] of absorbed attention of one new token over ``context_tokens`` latents, ``batch`` sequences.
 
-    Does not depend on ``qk_nope_head_dim`` and ``v_head_dim``: both are absorbed.
+    ``kv_reread_frac`` is the exponent on the number of head blocks with which the latent is read again. Does not depend
+    on ``qk_nope_head_dim`` and ``v_head_dim``: both are absorbed. ``warm_l2``: see
+    `costs.attention.decode_attention_time_s`. Zero where ``batch`` or ``context_tokens`` is.
     """
-    batch, context = np.asarray(batch, float), np.asarray(context_tokens, float)
-    heads, rank = np.asarray(n_heads, float), np.asarray(kv_lora_rank, float)
-    latent = rank + np.asarray(qk_rope_head_dim, float)
-    flop = 2.0 * batch * heads * context * (latent + rank)
-    n_bytes = batch * (context * latent * kv_fmt.bytes_per_value + heads * (latent + rank) * ACTIVATION_BYTES)
-    compute_s = flop / (p["compute_eff"] * tensor_flop_per_s(device, "bf16"))
-    memory_s = n_bytes / (p["memory_eff"] * device.memory_bytes_per_s)
-    return np.asarray(p["launch_s"] + np.maximum(compute_s, memory_s))
+    batch, context, heads, rank, rope = floats(batch, context_tokens, n_heads, kv_lora_rank, qk_rope_head_dim)
+    keys = np.maximum(context, 1.0)
+    latent = rank + rope
+    head_blocks = np.ceil(heads / HEAD_BLOCK)
+    latent_bytes = batch * keys * latent * kv_fmt.bytes_per_value * head_blocks ** p["kv_reread_frac"]
+    time_s = split_kv_time_s(
+        batch * head_blocks,
+        keys,
+        flop=2.0 * batch * np.maximum(heads, p["tile_rows"]) * keys * (latent + rank),
+        n_bytes=latent_bytes + batch * heads * (latent + rank) * ACTIVATION_BYTES,
+        memory_scale=1.0,
+        block_scale=(heads / 16.0) ** p["group_exponent"],
+        split_exponent=1.0,
+        kv_fmt=kv_fmt,
+        device=device,
+        p=p,
+        warm_l2=warm_l2,
+    )
+    return np.where((batch > 0.0) & (context > 0.0), time_s, 0.0)
 
 
 def mla_absorb_time_s(
-    batch: npt.ArrayLike,
+    batch: ArrayLike,
     *,
-    n_heads: npt.ArrayLike,
-    kv_lora_rank: npt.ArrayLike,
-    inner_head_dim: npt.ArrayLike,
+    n_heads: ArrayLike,
+    kv_lora_rank: ArrayLike,
+    inner_head_dim: ArrayLike,
     fmt: NumberFormat,
     device: Device,
     p: Mapping[str, float],
-) -> Floats:
+) -> Array:
     """Time [s] of one absorbed batched product of decode: ``batch`` tokens, (inner_head_dim, kv_lora_rank) per head.
 
-    ``inner_head_dim`` is ``qk_nope_head_dim`` for the query side and ``v_head_dim`` for the output side.
+    ``inner_head_dim`` is ``qk_nope_head_dim`` on the query side and ``v_head_dim`` on the output side.
     """
-    tokens, heads = np.asarray(batch, float), np.asarray(n_heads, float)
-    rank, inner = np.asarray(kv_lora_rank, float), np.asarray(inner_head_dim, float)
+    tokens, heads, rank, inner = floats(batch, n_heads, kv_lora_rank, inner_head_dim)
     flop = 2.0 * tokens * heads * rank * inner
     n_bytes = heads * (rank * inner * fmt.bytes_per_value + tokens * (rank + inner) * ACTIVATION_BYTES)
-    compute_s = flop / (p["compute_eff"] * tensor_flop_per_s(device, fmt.compute))
-    memory_s = n_bytes / (p["memory_eff"] * device.memory_bytes_per_s)
-    return np.asarray(p["launch_s"] + np.maximum(compute_s, memory_s))
+    compute_s = flop / (p["compute_frac"] * peak_flop_per_s(fmt, device))
+    memory_s = n_bytes / (p["memory_frac"] * device.memory_bytes_per_s)
+    return np.asarray(p["launch_s"] + joined_s(compute_s, memory_s, ABSORB_SHARPNESS))

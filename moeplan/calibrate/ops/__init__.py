@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from moeplan.calibrate.op_model import OpModel
-from moeplan.calibrate.ops import gemm
+from moeplan.calibrate.ops import attention, gemm, mla
 
-OP_MODELS: tuple[OpModel, ...] = (gemm.MODEL,)
+OP_MODELS: tuple[OpModel, ...] = (
+    gemm.MODEL,
+    attention.PREFILL,
+    attention.DECODE,
+    mla.PREFILL,
+    mla.DECODE,
+    mla.ABSORB,
+)
