@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares
+from scipy.optimize import OptimizeResult, least_squares
 
 from moeplan.calibrate.op_model import Array, Inputs, OpModel, Parameter, Place
 from moeplan.spec.hardware import Hardware
 
 MAX_TRAIN_ROWS = 6000  # more rows move no parameter by a standard error; keeps a calibration to minutes
 MIN_TRAIN_ROWS = 40
+N_STARTS, SCOUT_ROWS = 4, 1200
 MIN_REGIME_ROWS = 30  # fewer rows give no usable quantile
 PRIOR_SPREAD = 1.0  # ln units: pulls a parameter the rows say nothing about to its start; one row's weight each
 LOSS_SCALE = 0.08  # ln units: residuals beyond about 8 % count linearly, not squared
@@ -82,7 +83,8 @@ def fit_rows(model: OpModel, frame: pd.DataFrame, place: Place, hardware: Hardwa
     train = thinned(frame[split == TRAIN], regime[split == TRAIN], MAX_TRAIN_ROWS, np.random.default_rng(seed))
     if len(train) < MIN_TRAIN_ROWS:
         raise NotConvergedError(f"only {len(train)} usable rows to fit, {MIN_TRAIN_ROWS} needed")
-    values, covariance = solve(model, model.inputs(train, hardware, fmt), train, hardware, fmt)
+    measured_s = train["measured_s"].to_numpy(np.float64)
+    values, covariance = solve(model, model.inputs(train, hardware, fmt), measured_s, hardware, fmt, seed=seed)
     rest = frame[split != TRAIN]
     if rest.empty:
         raise NotConvergedError("no shape is left to judge the fit")
@@ -104,23 +106,45 @@ def fit_rows(model: OpModel, frame: pd.DataFrame, place: Place, hardware: Hardwa
 
 
 def solve(
-    model: OpModel, inputs: Inputs, train: pd.DataFrame, hardware: Hardware, fmt: str
+    model: OpModel, inputs: Inputs, measured_s: Array, hardware: Hardware, fmt: str, *, seed: int
 ) -> tuple[dict[str, float], list[list[float]]]:
-    """Robust bounded least squares of ln(predicted / measured)."""
+    """Robust bounded least squares of ln(predicted / measured); values and covariance.
+
+    The problem has local minima (which ceiling explains a floor?), so a few seeded starts run on some of the rows, and
+    the best continues on all.
+
+    Raises:
+        NotConvergedError: the last run stopped without a solution.
+    """
     parameters = model.parameters
-    log_measured = np.log(train["measured_s"].to_numpy())
-
-    def residual(theta: Array) -> Array:
-        predicted = model.time_s(inputs, hardware, fmt, from_theta(parameters, theta))
-        return np.append(np.log(predicted) - log_measured, (theta - start) / scale)
-
+    rng = np.random.default_rng(seed)
     start, lower, upper = (
         np.array([_to_theta(p, getattr(p, end)) for p in parameters]) for end in ("start", "lower", "upper")
     )
-    scale = np.array([PRIOR_SPREAD / LOSS_SCALE if p.log else (p.upper - p.lower) / LOSS_SCALE for p in parameters])
-    solution = least_squares(
-        residual, start, bounds=(lower, upper), loss="soft_l1", f_scale=LOSS_SCALE, x_scale="jac", max_nfev=200
-    )
+    prior = np.array([PRIOR_SPREAD if p.log else p.upper - p.lower for p in parameters]) / LOSS_SCALE
+
+    def run(theta: Array, rows: slice | Array, max_evaluations: int) -> OptimizeResult:
+        part = {name: column[rows] for name, column in inputs.items()}
+        log_measured = np.log(measured_s[rows])
+
+        def residual(theta: Array) -> Array:
+            predicted = model.time_s(part, hardware, fmt, from_theta(parameters, theta))
+            return np.append(np.log(predicted) - log_measured, (theta - start) / prior)
+
+        return least_squares(
+            residual,
+            np.clip(theta, lower, upper),
+            bounds=(lower, upper),
+            loss="soft_l1",
+            f_scale=LOSS_SCALE,
+            x_scale="jac",
+            max_nfev=max_evaluations,
+        )
+
+    some = rng.permutation(len(measured_s))[:SCOUT_ROWS]
+    starts = [start, *(start + rng.normal(0.0, 1.0, start.size) * prior * LOSS_SCALE for _ in range(N_STARTS - 1))]
+    scouts = [run(theta, some, 60) for theta in starts]
+    solution = run(min(scouts, key=lambda scout: float(scout.cost)).x, slice(None), 200)
     if not solution.success or not np.isfinite(solution.fun).all():
         raise NotConvergedError(f"the optimiser stopped: {solution.message}")
     return from_theta(parameters, solution.x), _covariance(solution.jac, solution.cost)

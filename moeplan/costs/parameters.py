@@ -21,6 +21,7 @@ from moeplan.spec.hardware import Hardware, OpParameters
 ESTIMATES: Mapping[str, Mapping[str, float]] = {
     "gemm": gemm.DEFAULTS,
     "moe": experts.DEFAULTS,
+    "wideep_moe": experts.DEFAULTS,
     "elementwise": elementwise.DEFAULTS,
     "attention_prefill": attention.PREFILL_DEFAULTS,
     "attention_decode": attention.DECODE_DEFAULTS,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from moeplan.calibrate.op_model import OpModel
-from moeplan.calibrate.ops import attention, gemm, mla
+from moeplan.calibrate.ops import attention, gemm, mla, moe
 
 OP_MODELS: tuple[OpModel, ...] = (
     gemm.MODEL,
+    moe.MODEL,
+    moe.WIDE_MODEL,
     attention.PREFILL,
     attention.DECODE,
     mla.PREFILL,
