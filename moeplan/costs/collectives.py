@@ -45,8 +45,9 @@ __all__ = [
 _RING = {
     "base_s": 7e-6,  # launch and first synchronisation
     "hop_s": 1e-6,  # one step of the low-latency protocol (LL, LL128)
-    "low_latency_efficiency": 0.35,  # of the link rate, in that protocol
-    "switch_bytes": 1e6,  # bytes per rank at which the library takes the bulk protocol (Simple)
+    "wide_step": 0.2,  # by which start and steps grow when LL (8-byte flags) gives way to LL128 or NVLS
+    "low_latency_efficiency": 0.4,  # of the link rate, before the bulk protocol
+    "switch_bytes": 1.2e6,  # bytes per rank at which the library takes the bulk protocol (Simple)
     "bulk_hop_s": 7e-6,  # one step of the bulk protocol
     "efficiency": 0.8,  # of the link rate, in the bulk protocol
     "local_chunks": 0.7,  # time of a rank's own chunk, in steps of the ring
@@ -58,8 +59,8 @@ DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "all_gather": _RING,
     "reduce_scatter": _RING,
     "all_to_all": {
-        **_RING, "base_s": 8e-6, "hop_s": 3e-7, "low_latency_efficiency": 0.08, "switch_bytes": 2e4,
-        "bulk_hop_s": 6e-6, "efficiency": 0.63, "sharpness": 1.0,
+        "base_s": 8e-6, "hop_s": 3e-7, "low_latency_efficiency": 0.08, "switch_bytes": 2e4, "bulk_hop_s": 6e-6,
+        "efficiency": 0.63, "local_chunks": 0.7, "sharpness": 1.1, "host_path": 0.25,
     },
     "custom_allreduce": {
         "base_s": 4e-6, "hop_s": 1e-7, "one_shot_efficiency": 0.6, "two_shot_s": 6e-6, "two_shot_efficiency": 0.7,
@@ -72,6 +73,7 @@ DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "host_copy": {"base_s": 1e-5, "efficiency": 0.86},
 }  # fmt: skip
 
+_WIDE_BYTES = 4096.0  # per rank, where every measured table steps up
 _SWITCH_STEEPNESS = 4.0  # width of the protocol switch: 10 to 90 % of the way within a factor of 3
 _LIMIT_STEEPNESS = 6.0
 
@@ -232,7 +234,8 @@ def _ring_time_s(
         far_steps = 2 * np.ceil(np.log2(domains)) if passes == 2 else domains - 1
         far_s = np.where(n > local, far_steps * fabric_of(scale_out_of(hardware)).hop_s, 0.0)
         hops = passes * (local - 1) if passes == 2 else n - domains
-    low_s = p["base_s"] + p["hop_s"] * hops + far_s + low_stream_s
+    wide = p["wide_step"] / (1.0 + np.maximum(size / n / _WIDE_BYTES, 1e-30) ** -_SWITCH_STEEPNESS)
+    low_s = (p["base_s"] + p["hop_s"] * hops) * (1.0 + wide) + far_s + low_stream_s
     bulk_s = p["base_s"] + joined_s(p["bulk_hop_s"] * hops + far_s, stream_s, p["sharpness"])
     return np.where(n > 1, _switched_s(low_s, bulk_s, size / n / p["switch_bytes"], _SWITCH_STEEPNESS), 0.0)
 

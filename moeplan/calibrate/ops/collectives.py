@@ -20,6 +20,7 @@ _SECONDS = (1e-9, 1e-3)
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     "base_s": (1e-7, 1e-3),
     "hop_s": _SECONDS,
+    "wide_step": (0.001, 2.0),
     "low_latency_efficiency": (0.005, 1.0),
     "switch_bytes": (1e3, 1e8),
     "bulk_hop_s": _SECONDS,
@@ -42,7 +43,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
 _MESSAGE_BYTES = {"half": 2.0, "int8": 1.0, "bfloat16": 2.0}
 _PAYLOAD_BYTES = {"default": 2.0, "bfloat16": 2.0, "fp8": 1.0, "nvfp4": 0.5 + 1 / 16, "fp4": 0.5 + 1 / 16}
 _FP8_WITH_SCALES = 1 + 4 / 128  # DeepEP's benchmark: one float per 128 values
-_COMBINE_BYTES = 2.0  # DeepEP and the NVLink kernels return bf16 whatever the dispatch carried
+_COMBINE_BYTES = 2.0
 
 _BROKEN_HOST_PATH = Exclusion(
     "8 GPUs on the L40S machine: 0.8 GB/s, a broken host path",
@@ -194,9 +195,16 @@ def _engine_inputs(frame: pd.DataFrame, _hardware: Hardware, _fmt: str, *, phase
     columns = {"tokens": "num_tokens", "hidden": "hidden_size", "topk": "topk", "experts": "num_experts", "ep": ep}
     inputs = {name: frame[column].to_numpy(np.float64) for name, column in columns.items()}
     width = frame[dtype].map(_PAYLOAD_BYTES).to_numpy(np.float64)
-    inputs["width"] = width if phase == "dispatch" else np.full(len(frame), _COMBINE_BYTES)
+    # DeepEP and the NVLink kernels return bf16 whatever the dispatch carried, but for the fp4 combine.
+    inputs["width"] = width if phase == "dispatch" else np.where(frame[dtype] == "fp4", width, _COMBINE_BYTES)
     inputs["sms"] = np.full(len(frame), float(expert_exchange.COMMUNICATION_SMS))
     return inputs
+
+
+def _engine_format(frame: pd.DataFrame, place: Place, *, phase: str, backend: str) -> pd.Series:
+    """A combine in fp4 is a kernel of its own; every other row of the phase and back end is fitted together."""
+    fmt = _only(phase=phase, comm_backend=backend)(frame, place)
+    return fmt.where((fmt == "") | (frame["comm_dtype"] != "fp4"), "nvfp4")
 
 
 def _engine(phase: str, *, low_latency: bool) -> OpModel:
@@ -208,7 +216,7 @@ def _engine(phase: str, *, low_latency: bool) -> OpModel:
         latency=("latency_ms", 1e-3),
         shape_columns=("num_tokens", "hidden_size", "topk", "num_experts"),
         parameters=parameters(_start(op, sms_vary=False), _BOUNDS),
-        format_of=_only(phase=phase, comm_backend=r".*deepep_ll" if low_latency else r".*deepep_ht"),
+        format_of=partial(_engine_format, phase=phase, backend=r".*deepep_ll" if low_latency else r".*deepep_ht"),
         inputs=partial(_engine_inputs, phase=phase, dtype="comm_dtype", ep="ep_size"),
         time_s=partial(_exchange_time_s, low_latency=low_latency),
         regime_of=lambda frame, _place: _band(frame["num_tokens"], "tokens", 64, 1024),
