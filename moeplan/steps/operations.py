@@ -88,6 +88,8 @@ class Operations:
 
     def all_reduce_s(self, n_bytes: npt.ArrayLike, n_gpus: int, ranks_per_domain: int | None = None) -> Array:
         """All-reduce of ``n_bytes`` on each GPU, by the engine's own kernel where that is faster."""
+        if n_gpus == 1:
+            return np.zeros_like(np.asarray(n_bytes, np.float64))
         return collectives.fast_all_reduce_time_s(
             n_bytes,
             n_gpus,
@@ -99,6 +101,8 @@ class Operations:
 
     def all_gather_s(self, n_bytes: npt.ArrayLike, n_gpus: int, ranks_per_domain: int | None = None) -> Array:
         """All-gather with a result of ``n_bytes`` on each GPU; a reduce-scatter of as much input takes as long."""
+        if n_gpus == 1:
+            return np.zeros_like(np.asarray(n_bytes, np.float64))
         return collectives.all_gather_time_s(
             n_bytes,
             n_gpus,
