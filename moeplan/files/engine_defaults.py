@@ -14,7 +14,12 @@ from moeplan.files.yaml_tree import load_yaml
 from moeplan.spec.hardware import Device
 from moeplan.units import Dimension
 
-_QUANTITIES: dict[str, Dimension] = {"reserve": "bytes", "step_overhead": "duration", "request_overhead": "duration"}
+_QUANTITIES: dict[str, Dimension] = {
+    "reserve": "bytes",
+    "step_overhead": "duration",
+    "request_overhead": "duration",
+    "eager_layer": "duration",
+}
 
 
 @dataclass(frozen=True, slots=True)

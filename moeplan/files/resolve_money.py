@@ -63,6 +63,7 @@ def _offer(rs: Resolving, price: PriceFile | None, loc: Loc, hardware: Hardware,
         return Offer("scenario", device, price.per_gpu_hour, price.gpus_per_instance, term, price.date or "", source)
     name = price.offer or ""
     offer = rs.attempt((*loc, "offer"), lambda: load_offer(name))
+    rs.derived(f"{target}.offer", "catalog", f"prices, named at {rs.mark((*loc, 'offer'))}")
     if offer is not None and offer.hardware not in slugs:
         what = f"this offer is for {offer.hardware}, the hardware is {' / '.join(slugs)}"
         rs.problem((*loc, "offer"), what, name, hint=f"moeplan catalog prices --hardware {device}")
@@ -87,6 +88,7 @@ def _owned(rs: Resolving, own: OwnFile, loc: Loc, hardware: Hardware) -> Offer |
 def _budget(rs: Resolving, file: BudgetFile, kind: str, currencies: Mapping[str, float], target: str) -> Budget | None:
     loc: Loc = ("budget", "limit")
     rs.note(f"{target}.budget.limit_usd", loc, shorthand=True)
+    rs.note(f"{target}.budget.per", loc, shorthand=True)
     rs.note(f"{target}.budget.deadline_s", ("budget", "deadline"))
     if file.deadline is not None and kind == "serving":
         rs.problem(("budget", "deadline"), "a deadline applies to a training run, this scenario only serves")

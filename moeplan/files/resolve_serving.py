@@ -118,6 +118,7 @@ def _engine(rs: Resolving, file: EngineFile, device: Device, tp: int) -> Engine:
         request_overhead_s=pick("request_overhead", "request_overhead_s"),
         cuda_graphs=pick("cuda_graphs", "cuda_graphs"),
         cuda_graph_max_tokens=pick("cuda_graph_max_tokens", "cuda_graph_max_tokens"),
+        eager_layer_s=pick("eager_layer", "eager_layer_s"),
         async_scheduling=pick("async_scheduling", "async_scheduling"),
     )
     if engine.max_num_batched_tokens < engine.max_num_seqs and file.max_num_batched_tokens is not None:

@@ -75,6 +75,9 @@ class EngineFile(Section):
     cuda_graphs: Flag | None = Field(
         default=None, description="Replay captured graphs instead of launching each kernel."
     )
+    eager_layer: DurationOrZero | None = Field(
+        default=None, description="Host time per layer of an iteration outside captured graphs."
+    )
     async_scheduling: Flag | None = Field(
         default=None, description="Compose an iteration while the one before it runs."
     )
@@ -330,8 +333,8 @@ class RoutingFile(Section):
 
     zipf: Annotated[float, quantity("count", least=0.0, most=4.0)] = Field(
         default=0.3,
-        description="Expert popularity ~ rank^-zipf; 0 is balanced. 0.3 is an estimate for models trained with a balancing "
-        "loss.",
+        description="Expert popularity ~ rank^-zipf; 0 is balanced. 0.3 is an estimate for models trained with a "
+        "balancing loss.",
     )
 
 
@@ -451,7 +454,8 @@ class ScenarioFile(Section):
     training: TrainingFile | None = Field(default=None, description="A training run to plan.")
     routing: RoutingFile = Field(default=RoutingFile(), description="Expert popularity.")
     price: PriceFile | None = Field(
-        default=None, description="Price of a GPU hour; default: the median on-demand list offer for the hardware."
+        default=None,
+        description="Price of a GPU hour. Needed: no price is assumed; without one `check` lists the known offers.",
     )
     budget: BudgetFile | None = Field(default=None, description="Spending limit.")
     costs: CostsFile = Field(default=CostsFile(), description="Other costs.")

@@ -48,6 +48,11 @@ class Section(BaseModel):
         """The key that a single value in the place of this mapping sets."""
         return cls.shorthand
 
+    @classmethod
+    def has_shorthand(cls) -> bool:
+        """Whether a single value may stand in the place of this mapping."""
+        return cls.shorthand_key("") is not None
+
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, value: Any) -> Any:

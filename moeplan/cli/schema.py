@@ -1,0 +1,23 @@
+"""``moeplan schema``: the scenario language, for editors and for readers."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--markdown", is_flag=True, help="The reference page instead of the JSON Schema.")
+@click.option("--json", "as_json", is_flag=True, help="JSON Schema (the default).")
+def schema(markdown: bool, as_json: bool) -> int:
+    """Print the JSON Schema of scenario files."""
+    import json
+
+    from moeplan.files.schema_document import json_schema, reference_page
+
+    if markdown and as_json:
+        raise click.UsageError("--markdown and --json exclude each other")
+    if markdown:
+        click.echo(reference_page(), nl=False)
+    else:
+        click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    return 0
