@@ -163,8 +163,10 @@ class Profile(_Strict):
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-class Fit(_Strict):
-    """Parameters of one operation fitted on this device."""
+class Fit(BaseModel):
+    """Parameters of one operation fitted on this device; keys that only say how good the fit is are not read here."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     op: str
     engine: str
@@ -178,6 +180,6 @@ class Fit(_Strict):
 class FitFile(BaseModel):
     """A fitted file; keys beside ``fits`` describe how the fit was made and are not read here."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     fits: list[Fit]
