@@ -40,9 +40,9 @@ def plan_training(
     step = training_step(model, hardware, training.layout, training.work, routing)
     return TrainingOutcome(
         fit=fit,
-        result=_result(step, training, from_log_error(step.step_time_s, error.of("training_step", tier)), hardware),
+        result=_result(step, training, from_log_error(step.step_time_s, error.of("training_step", tier))),
         routing=None,
-        time_breakdown=step.breakdown,
+        time_breakdown=step.breakdown_s,
         tier=tier,
     )
 
@@ -57,21 +57,20 @@ def training_tier(model: ModelArchitecture, hardware: Hardware, training: Traini
     return worst_tier(operations_used(hardware, "training", used))
 
 
-def _result(step: TrainingStep, training: Training, time_s: Q, hardware: Hardware) -> TrainingResult:
+def _result(step: TrainingStep, training: Training, time_s: Q) -> TrainingResult:
     work, n_gpus = training.work, training.layout.n_gpus
-    tokens_per_step = work.global_batch_sequences * work.sequence_tokens
-    n_steps = math.ceil(work.n_tokens / tokens_per_step)
+    n_steps = math.ceil(work.n_tokens / step.n_tokens)
     per_s = time_s.inverse()
     goodput = goodput_frac(n_gpus, training.reliability)
     wall = time_s.scaled(n_steps / goodput) if goodput > 0.0 else Q(math.inf, math.inf, math.inf)
     flop_per_s = per_s.scaled(step.model_flop / n_gpus)
-    tokens_per_s = per_s.scaled(tokens_per_step)
+    tokens_per_s = per_s.scaled(step.n_tokens)
     return TrainingResult(
         step_time_s=time_s,
         tokens_per_s=tokens_per_s,
         tokens_per_s_per_gpu=tokens_per_s.scaled(1.0 / n_gpus),
         tflop_per_s_per_gpu=flop_per_s.scaled(1e-12),
-        mfu_frac=flop_per_s.scaled(1.0 / step.peak_flop_per_s),
+        mfu_frac=per_s.scaled(step.mfu_frac * step.step_time_s),
         wall_time_s=wall,
         gpu_hours=wall.scaled(n_gpus / 3600.0),
         goodput_frac=exact(goodput),
