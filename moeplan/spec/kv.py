@@ -42,9 +42,7 @@ def cache_growth(block: Block) -> CacheGrowth:
         index = block.index_head_dim / block.index_pool_tokens if block.index_n_heads else 0.0
         if block.pattern == "sliding":
             return CacheGrowth(0.0, latent, block.window_tokens or 0)
-        if block.pattern == "compressed":
-            return CacheGrowth(latent / block.kv_compression_ratio + index, latent, block.window_tokens or 0)
-        return CacheGrowth(latent + index, 0.0, 0)
+        return CacheGrowth(latent / block.kv_compression_ratio + index, latent, block.raw_window_tokens)
     return CacheGrowth(0.0, 0.0, 0)
 
 

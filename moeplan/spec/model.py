@@ -40,9 +40,10 @@ class LatentAttention:
     index_n_heads: int = 0
     index_head_dim: int = 0
     index_top_k_tokens: int | None = None
-    pattern: Literal["full", "sliding", "compressed"] = "full"
-    window_tokens: int | None = None  # sliding; compressed: raw entries kept beside the compressed ones
-    kv_compression_ratio: float = 1.0  # compressed: tokens folded into one cache entry
+    pattern: Literal["full", "sliding"] = "full"
+    window_tokens: int | None = None  # for sliding
+    kv_compression_ratio: float = 1.0  # tokens folded into one cache entry
+    raw_window_tokens: int = 0  # latest tokens attended and cached uncompressed beside the compressed entries
     index_pool_tokens: int = 1  # tokens folded into one index key
 
 

@@ -113,7 +113,9 @@ def moe_mlp(
     scoring: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax", n_group: int = 1, topk_group: int = 1,
     n_router_rows: int | None = None,
 ) -> MoeMlp:  # fmt: skip
-    """Routed experts, router (bias: a logit bias or a load-balancing correction), shared experts with their gate.
+    """Routed experts, router, shared experts with their gate.
+
+    A load-balancing correction per expert is a buffer, not a parameter, and is not counted.
 
     ``n_router_rows``: outputs of the router where it scores more than the routed experts.
     In a latent MoE the experts work on ``latent_size`` channels between one down and one up projection.

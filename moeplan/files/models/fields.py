@@ -10,7 +10,6 @@ Rule for keys that no reader asked for (so that nothing is guessed and nothing i
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -111,9 +110,12 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self.problem(name, "must be an integer", value, f"{low} to {high}")
             return max(low, 1)
-        if not math.isfinite(value) or value != int(value) or not low <= value <= high:
+        if (isinstance(value, float) and not value.is_integer()) or not low <= value <= high:
             self.problem(name, "must be an integer in range", value, f"{low} to {high}")
             return max(low, 1)
+        for other in keys:
+            if self.values.get(other) not in (None, value):
+                self.problem(other, f"contradicts {name}, another spelling of it", self.values[other], str(value))
         return int(value)
 
     def optional_size(self, *keys: str, low: int = 1) -> int | None:
@@ -152,6 +154,16 @@ class Fields:
                 self.problem(f"{key}[{i}]", "not understood", entry, ", ".join(map(str, allowed)))
                 return None
         return tuple(value)
+
+    def numbers(self, key: str) -> list[int]:
+        """A list of integers, empty when absent."""
+        value = self.raw(key)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(type(entry) is int for entry in value):
+            self.problem(key, "must be a list of integers", value)
+            return []
+        return list(value)
 
     def constant_list(self, key: str, n_layers: int, default: int | None = None) -> int:
         """A size given once, or as a list that repeats it for every layer (Hunyuan)."""

@@ -80,7 +80,7 @@ def read_qwen3_next(f: Fields, moe: bool) -> Body:
 def read_kimi_linear(f: Fields) -> Body:
     """Kimi-Linear, Kimi-K3, Ling-3: Kimi delta attention, and latent attention without positions in some layers."""
     hidden, n_layers = f.size("hidden_size"), f.size("num_hidden_layers", high=MAX_LAYERS)
-    family = Family(moe=True, router_bias=True, scoring="sigmoid")
+    family = Family(moe=True, scoring="sigmoid")
     nested = f.section("linear_attn_config")
     notes: tuple[str, ...] = ()
     if nested is None:
@@ -95,11 +95,10 @@ def read_kimi_linear(f: Fields) -> Body:
             kinds = (FULL,) * n_layers
         f.raw("layer_group_size")  # restates layer_types
     else:
-        full = nested.raw("full_attn_layers")
-        linear_layers = nested.raw("kda_layers")
-        if sorted((full or []) + (linear_layers or [])) != list(range(1, n_layers + 1)):
+        full = nested.numbers("full_attn_layers")
+        if sorted(full + nested.numbers("kda_layers")) != list(range(1, n_layers + 1)):
             nested.problem("kda_layers", "kda_layers and full_attn_layers must name every layer once, counted from 1")
-        kinds = tuple(FULL if i + 1 in (full or []) else LINEAR for i in range(n_layers))
+        kinds = tuple(FULL if i + 1 in full else LINEAR for i in range(n_layers))
         kda = kimi_delta_attention(
             hidden, n_heads=nested.size("num_heads"), head_dim=nested.size("head_dim"),
             conv_kernel=nested.size("short_conv_kernel_size"),
@@ -138,7 +137,7 @@ def read_glm5_next(f: Fields) -> Body:
         kinds = (LINEAR,) * n_layers
     mixers: dict[str, Mixer] = {LINEAR: kda, indexed: latent}
     extra = 2 * norm(hidden) + 2 * hyper_connection_params(hidden, f.size("hc_mult", default=1))
-    feeds = _feed_forwards(f, Family(moe=True, router_bias=True, scoring="sigmoid"), hidden, n_layers)
+    feeds = _feed_forwards(f, Family(moe=True, scoring="sigmoid"), hidden, n_layers)
     layers = [Layer((mixers[k], feed), extra) for k, feed in zip(kinds, feeds, strict=True)]
     return _body(f, layers)
 
@@ -191,9 +190,11 @@ NEMOTRON_SYMBOLS = {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}
 
 def _nemotron_kinds(f: Fields, list_key: str, pattern_key: str) -> tuple[str, ...]:
     kinds = f.raw(list_key)
-    if kinds is None:
-        pattern = f.raw(pattern_key) or ""
-        kinds = [NEMOTRON_SYMBOLS.get(symbol, symbol) for symbol in str(pattern)]
+    pattern = f.raw(pattern_key)
+    if not isinstance(kinds, list):
+        if kinds is not None:
+            f.problem(list_key, "must be a list of layer types", kinds)
+        kinds = [NEMOTRON_SYMBOLS.get(symbol, symbol) for symbol in str(pattern or "")]
     unknown = set(map(str, kinds)) - set(NEMOTRON_SYMBOLS.values())
     if unknown or len(kinds) > MAX_LAYERS:
         f.problem(list_key, "not understood", sorted(unknown), ", ".join(NEMOTRON_SYMBOLS.values()))
@@ -231,7 +232,7 @@ def read_nemotron_h(f: Fields) -> Body:
         "moe": moe_mlp(
             hidden, n_experts=n_experts, top_k=top_k, expert_size=f.size("moe_intermediate_size"),
             n_shared=n_shared, shared_size=n_shared * f.size("moe_shared_expert_intermediate_size", default=0, low=0),
-            n_matrices=2, router_bias=True, scoring="sigmoid", n_group=f.size("n_group", default=1),
+            n_matrices=2, scoring="sigmoid", n_group=f.size("n_group", default=1),
             topk_group=f.size("topk_group", default=1), latent_size=f.optional_size("moe_latent_size"),
         ),
         "mlp": dense_mlp(hidden, f.size("intermediate_size"), n_matrices=2, bias=mlp_bias),

@@ -23,16 +23,15 @@ def moe_layers(f: Fields, n_layers: int) -> tuple[bool, ...]:
         every = 1
     else:
         every = f.size("moe_layer_freq", default=1)
-    dense_only = f.raw("mlp_only_layers") or []
-    if not isinstance(dense_only, list) or not all(type(i) is int for i in dense_only):
-        f.problem("mlp_only_layers", "must be a list of layer numbers", dense_only)
-        dense_only = []
+    dense_only = f.numbers("mlp_only_layers")
+    moe_only = f.numbers("moe_layers")  # Llama 4 may list them
     step = f.size("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval", default=1)
     start = f.size("moe_layer_start_index", default=0, low=0)
     end = f.size("moe_layer_end_index", default=n_layers - 1, low=-1)
     end = n_layers - 1 if end == -1 else end
     return tuple(
-        m and i >= first_dense and i % every == 0 and i not in dense_only and (i + 1) % step == 0 and start <= i <= end
+        m and i >= first_dense and i % every == 0 and (i + 1) % step == 0 and start <= i <= end
+        and i not in dense_only and (not moe_only or i in moe_only)
         for i, m in enumerate(moe)
     )
 
@@ -53,11 +52,15 @@ def attention_views(f: Fields, n_layers: int, default_pattern: str) -> tuple[Vie
 
     ``default_pattern`` is what the family does where the file has no ``layer_types``: "full"; "window" = every layer
     slides when ``sliding_window`` is set; "qwen" = only with ``use_sliding_window``, from ``max_window_layers`` on;
-    "alternate" = even layers slide (gpt-oss); "llama4" = chunked except every fourth (no-position) layer.
+    "alternate" = even layers slide (gpt-oss); "gemma3" = all but every sixth; "llama4" = chunked except every fourth
+    (no-position) layer.
     """
     window = f.optional_size("sliding_window", "sliding_window_size")
     chunk = f.optional_size("attention_chunk_size")
     kinds = f.per_layer("layer_types", n_layers, ("full_attention", "sliding_attention", "chunked_attention"))
+    if default_pattern != "qwen":
+        f.off("use_sliding_window")
+        f.raw("max_window_layers")
     if default_pattern == "qwen":
         first_sliding = f.size("max_window_layers", default=n_layers, low=0)
         if not f.flag("use_sliding_window", False):
@@ -67,11 +70,15 @@ def attention_views(f: Fields, n_layers: int, default_pattern: str) -> tuple[Vie
                 "sliding_attention" if window and i >= first_sliding else "full_attention" for i in range(n_layers)
             )
     elif default_pattern == "llama4":
-        rope = f.per_layer("no_rope_layers", n_layers, (0, 1))
+        rope = f.per_layer("no_rope_layers", n_layers, (0, 1)) if f.values.get("no_rope_layers") else None
         interval = f.size("no_rope_layer_interval", default=4)
         if kinds is None:
             chunked = rope or tuple(int((i + 1) % interval != 0) for i in range(n_layers))
             kinds = tuple("chunked_attention" if c and chunk else "full_attention" for c in chunked)
+    elif default_pattern == "gemma3":
+        period = f.size("sliding_window_pattern", default=6)
+        if kinds is None:
+            kinds = tuple("sliding_attention" if (i + 1) % period else "full_attention" for i in range(n_layers))
     elif kinds is None and default_pattern == "alternate":
         kinds = tuple("full_attention" if i % 2 else "sliding_attention" for i in range(n_layers))
     elif kinds is None:

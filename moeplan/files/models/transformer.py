@@ -33,7 +33,7 @@ SCORING: tuple[Scoring, ...] = ("softmax", "sigmoid", "sqrtsoftplus")
 class Family:
     """What a ``model_type`` implies beyond its fields."""
 
-    views: Literal["full", "window", "qwen", "alternate", "llama4"] = "full"
+    views: Literal["full", "window", "qwen", "alternate", "gemma3", "llama4"] = "full"
     qk_norm: Literal["none", "head", "full"] = "none"
     qkv_bias: bool | None = None  # None: the field attention_bias decides, false when absent
     o_bias: bool | None = None
@@ -47,7 +47,7 @@ class Family:
     dense_size: tuple[str, ...] = ("intermediate_size",)
     n_shared: int | None = None  # None: read from the fields
     shared_gate: bool = False
-    router_bias: bool = False  # logit bias or load-balancing correction, one per expert
+    router_bias: bool = False  # a bias on the router's logits (a load-balancing correction is no parameter)
     expert_bias: bool = False
     scoring: Literal["softmax", "sigmoid"] = "softmax"
     lm_head_bias: bool = False
@@ -55,7 +55,7 @@ class Family:
 
 
 _MIXTRAL_SIZE = ("intermediate_size",)
-_DEEPSEEK_V3 = Family(moe=True, router_bias=True, scoring="sigmoid")
+_DEEPSEEK_V3 = Family(moe=True, scoring="sigmoid")
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
@@ -79,21 +79,31 @@ FAMILIES: dict[str, Family] = {
     "kimi_k2": _DEEPSEEK_V3,
     "glm4_moe_lite": _DEEPSEEK_V3,
     "glm_moe_dsa": _DEEPSEEK_V3,
-    "glm4_moe": Family(o_bias=False, moe=True, router_bias=True, scoring="sigmoid"),
-    "solar_open": Family(o_bias=False, moe=True, router_bias=True, scoring="sigmoid"),
-    "dots1": Family(qk_norm="head", moe=True, router_bias=True, scoring="sigmoid"),
-    "ernie4_5_moe": Family(moe=True, router_bias=True, tied=True),
+    "glm4_moe": Family(o_bias=False, moe=True, scoring="sigmoid"),
+    "solar_open": Family(o_bias=False, moe=True, scoring="sigmoid"),
+    "dots1": Family(views="qwen", qk_norm="head", moe=True, scoring="sigmoid"),
+    "ernie4_5_moe": Family(moe=True, tied=True),
     "minimax_m2": Family(
-        qk_norm="full", moe=True, expert_size=_MIXTRAL_SIZE, n_shared=0, router_bias=True, scoring="sigmoid"
+        qk_norm="full", moe=True, expert_size=_MIXTRAL_SIZE, n_shared=0, scoring="sigmoid"
     ),
     "llama4_text": Family(
         views="llama4", moe=True, expert_size=_MIXTRAL_SIZE, dense_size=("intermediate_size_mlp",), n_shared=1,
         scoring="sigmoid",
     ),
     "hunyuan": Family(qk_norm="head", moe=True, tied=True),
-    "step3p7": Family(qk_norm="head", moe=True, router_bias=True, scoring="sigmoid", mtp_dense=True),
+    "step3p7": Family(qk_norm="head", moe=True, scoring="sigmoid", mtp_dense=True),
     "phi3": Family(views="window"),
     "granite": Family(),
+    "granitemoeshared": Family(moe=True, expert_size=_MIXTRAL_SIZE),
+    "olmo2": Family(qk_norm="full"),
+    "gemma2": Family(views="alternate", norms_per_layer=4, tied=True),
+    "gemma3_text": Family(views="gemma3", qk_norm="head", norms_per_layer=4, tied=True),
+    "ernie4_5": Family(tied=True),
+    "qwen2_5_vl": Family(views="qwen", qkv_bias=True, o_bias=False),
+    "qwen2_5_vl_text": Family(views="qwen", qkv_bias=True, o_bias=False),
+    "qwen3_vl_text": Family(views="qwen", qk_norm="head"),
+    "qwen3_vl_moe_text": Family(views="qwen", qk_norm="head", moe=True),
+    "hunyuan_v1_moe": Family(qk_norm="head", moe=True, tied=True),
 }  # fmt: skip
 
 
@@ -153,8 +163,8 @@ def read_mtp(f: Fields, like: Layer, hidden: int) -> tuple[Layer, ...]:
     Embedding and head are shared with the main model (DeepSeek-V3, arXiv:2412.19437, section 2.2).
     """
     spellings = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
-    n_modules = f.size(*spellings, default=0, low=0, high=64)
-    f.raw("use_mtp", "mtp_transformer_layers")
+    n_modules = f.size(next((k for k in spellings if f.has(k)), spellings[0]), default=0, low=0, high=64)
+    f.raw("use_mtp", "mtp_transformer_layers", *spellings)  # MiniMax-M3: 7 uses of 1 stored module
     merge = linear(2 * hidden, hidden) + 3 * norm(hidden)
     return (Layer(blocks=like.blocks, n_norm_params=like.n_norm_params + merge),) * n_modules
 

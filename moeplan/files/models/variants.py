@@ -68,7 +68,7 @@ def read_longcat(f: Fields) -> Body:
     attention = read_latent_attention(f, hidden)
     dense = dense_mlp(hidden, f.size("ffn_hidden_size"))
     moe = moe_mlp(
-        hidden, n_experts=n_experts, top_k=top_k, expert_size=f.size("expert_ffn_hidden_size"), router_bias=True,
+        hidden, n_experts=n_experts, top_k=top_k, expert_size=f.size("expert_ffn_hidden_size"),
         n_zero_experts=f.size("zero_expert_num", default=0, low=0),
     )  # fmt: skip
     f.word("zero_expert_type", ("identity",), "identity")
@@ -98,7 +98,7 @@ def read_mimo(f: Fields) -> Body:
     if pattern is None:
         f.problem("hybrid_layer_pattern", "missing field 'hybrid_layer_pattern'")
         pattern = (0,) * n_layers
-    moe = read_moe(f, Family(router_bias=True, scoring="sigmoid"), hidden, n_layers)
+    moe = read_moe(f, Family(scoring="sigmoid"), hidden, n_layers)
     dense = dense_mlp(hidden, f.size("intermediate_size"))
     layers = [
         Layer((sliding if slides else full, moe if is_moe else dense), 2 * norm(hidden))
@@ -126,7 +126,7 @@ def read_minimax_m3(f: Fields) -> Body:
         is_sparse = config.per_layer("sparse_attention_freq", n_layers, (0, 1)) or is_sparse
         config.raw("sparse_disable_index_value", "sparse_init_block", "sparse_local_block", "sparse_score_type")
         config.finish(strict=True)
-    moe = read_moe(f, Family(router_bias=True, scoring="sigmoid"), hidden, n_layers)
+    moe = read_moe(f, Family(scoring="sigmoid"), hidden, n_layers)
     dense = dense_mlp(hidden, f.size("dense_intermediate_size"))
     layers = [
         Layer((sparse if s else full, moe if m else dense), 2 * norm(hidden))
@@ -205,7 +205,9 @@ def _v4_attention(f: Fields, hidden: int, ratio: int, window: int) -> LatentAtte
         n_heads=n_heads, q_lora_rank=q_rank, kv_lora_rank=head_dim - rope, qk_nope_head_dim=head_dim - rope,
         qk_rope_head_dim=rope, v_head_dim=head_dim, n_params=n_params, index_n_heads=index_heads if indexed else 0,
         index_head_dim=index_dim if indexed else 0, index_top_k_tokens=top_k if indexed else None,
-        pattern="compressed" if ratio else "sliding", window_tokens=window, kv_compression_ratio=float(max(ratio, 1)),
+        pattern="full" if ratio else "sliding", window_tokens=None if ratio else window,
+        raw_window_tokens=window if ratio else 0, kv_compression_ratio=float(max(ratio, 1)),
+        index_pool_tokens=max(ratio, 1),
     )  # fmt: skip
 
 
@@ -227,7 +229,7 @@ def read_deepseek_v4(f: Fields) -> Body:
     f.raw("num_hash_layers")  # routed by token id: same experts, the table holds no weights
     streams = f.size("hc_mult", default=1)
     connections = 2 * hyper_connection_params(hidden, streams)  # around attention and around the feed-forward
-    moe = read_moe(f, Family(router_bias=True), hidden, n_layers)
+    moe = read_moe(f, Family(), hidden, n_layers)
     attention = {ratio: _v4_attention(f, hidden, ratio, window) for ratio in sorted(set(ratios))}
     extra = 2 * norm(hidden) + connections
     layers = [Layer((attention[ratio], moe), extra) for ratio in ratios[:n_layers]]
@@ -271,7 +273,7 @@ def read_inkling(f: Fields) -> Body:
     sink = n_shared if f.flag("shared_expert_sink", True) else 0
     moe = moe_mlp(
         hidden, n_experts=n_experts, top_k=top_k, expert_size=expert_size, n_shared=n_shared,
-        shared_size=n_shared * expert_size, router_bias=True, n_router_rows=n_experts + sink, scoring="sigmoid",
+        shared_size=n_shared * expert_size, n_router_rows=n_experts + sink, scoring="sigmoid",
     )  # fmt: skip
     dense = dense_mlp(hidden, f.size("intermediate_size"))
     kinds = f.per_layer("layer_types", n_layers, tuple(mixers))
