@@ -1,0 +1,80 @@
+"""Speed of the engine kernel: against its plain twin in the same run, and in requests per CPU-second.
+
+`pytest tests/benchmarks/test_engine_speed.py --benchmark-enable -n 0` shows the figures. The traffic has the size and
+mix of the Azure conversation trace of 2023 (19,366 requests in 3,502 s; means 1,155 tokens in, 211 out), log-normal.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving_cases import engine, fixed, table
+
+from moeplan.kernels import engine as kernel
+from moeplan.simulate.arrivals import draw_requests
+from moeplan.simulate.serving import _limits, _Run, simulate_serving
+from moeplan.spec.layout import ServingLayout
+from moeplan.spec.workload import Arrivals, LengthDistribution, Traffic
+
+KV = 700_000
+TABLE = table(base_s=5e-3, per_token_s=1e-5, per_context_token_s=3e-8, per_prefill_token_s=1e-6)
+CONVERSATION = Traffic(
+    Arrivals("poisson", 19_366 / 3_502, None, 19_366, 0),
+    None,
+    LengthDistribution("lognormal", 1155.0, 1, 14_000, 1.0),
+    LengthDistribution("lognormal", 211.0, 1, 1_000, 1.0),
+)
+CLOSED = Traffic(Arrivals("closed_loop", None, 64, 100_000, 0), None, fixed(1024), fixed(128))
+
+
+def cpu_s(traffic, replicas):
+    start_s = time.process_time()
+    log = simulate_serving(TABLE, traffic, engine(async_scheduling=True), ServingLayout(replicas=replicas), KV, 0)
+    spent_s = time.process_time() - start_s
+    assert log.completed.all()
+    return spent_s
+
+
+@pytest.fixture
+def twin_class(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "reference")
+    return import_module("engine_twin").Twin
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    cpu_s(Traffic(Arrivals("closed_loop", None, 2, 4, 0), None, fixed(10), fixed(4)), 1)
+
+
+@pytest.mark.parametrize(("traffic", "replicas"), [(CONVERSATION, 2), (CLOSED, 1)], ids=["conversation", "closed"])
+def test_requests_per_cpu_second(benchmark, traffic, replicas):
+    benchmark.extra_info["requests"] = traffic.arrivals.n_requests
+    benchmark.pedantic(cpu_s, (traffic, replicas), rounds=3)
+    # A third of the aim of 100,000 a second: room for a slow or busy machine.
+    best_s = min(cpu_s(traffic, replicas) for _ in range(3))
+    assert traffic.arrivals.n_requests / best_s > 33_000
+
+
+def test_kernel_against_plain_twin(twin_class):
+    """Same events as the plain Python loop, a few hundred times faster."""
+    requests = draw_requests(CONVERSATION, 0)
+    few = slice(0, 400)
+    limits = _limits(TABLE, engine(), ServingLayout(), KV, None, "round_robin")
+    start_s = time.process_time()
+    twin = twin_class(
+        TABLE, limits, 1, requests.arrival_s[few], requests.input_tokens[few], requests.output_tokens[few]
+    ).run()
+    twin_s = time.process_time() - start_s
+    cut = type(requests)(
+        requests.arrival_s[few], requests.input_tokens[few], requests.output_tokens[few], requests.n_users
+    )
+    run = _Run(TABLE, limits, cut, 1)
+    start_s = time.perf_counter()
+    kernel.run(run.table, run.limits, run.requests, run.ranks, run.pool, np.inf)
+    kernel_s = time.perf_counter() - start_s
+    np.testing.assert_allclose(run.requests.finish_s, [r.finish_s for r in twin.requests])
+    assert twin_s / kernel_s > 100
