@@ -44,28 +44,31 @@ __all__ = [
 # Where nothing is measured: rounded medians of the fits to A100, H100, H200, B200, B300 and GB200.
 _RING = {
     "base_s": 7e-6,  # launch and first synchronisation
-    "hop_s": 1e-6,  # one step of the low-latency protocol (LL, LL128)
-    "wide_step": 0.2,  # by which start and steps grow when LL (8-byte flags) gives way to LL128 or NVLS
-    "low_latency_efficiency": 0.4,  # of the link rate, before the bulk protocol
-    "switch_bytes": 1.2e6,  # bytes per rank at which the library takes the bulk protocol (Simple)
-    "bulk_hop_s": 7e-6,  # one step of the bulk protocol
-    "efficiency": 0.8,  # of the link rate, in the bulk protocol
-    "local_chunks": 0.7,  # time of a rank's own chunk, in steps of the ring
-    "sharpness": 1.3,  # overlap of steps and streaming, 1 = none
+    "hop_s": 1.1e-6,  # one step of the low-latency protocols (LL, LL128)
+    "wide_step": 0.15,  # by which start and steps grow when LL (8-byte flags) gives way to LL128
+    "low_latency_efficiency": 0.42,  # of the link rate, in those protocols
+    "switch_bytes": 1e6,  # bytes per rank at which the library takes the bulk protocol (Simple)
+    "bulk_hop_s": 1.2e-5,  # one step of the bulk protocol
+    "efficiency": 0.77,  # of the link rate, in the bulk protocol
+    "local_chunks": 0.65,  # time of a rank's own chunk, in steps of the ring
+    "sharpness": 1.4,  # overlap of steps and streaming, 1 = none
     "host_path": 0.25,  # of the PCIe rate when more than two cards share the host (L40S)
 }
 DEFAULTS: Mapping[str, Mapping[str, float]] = {
-    "all_reduce": {**_RING, "multicast_efficiency": 0.6},
+    "all_reduce": {
+        **_RING, "low_latency_efficiency": 0.49, "bulk_hop_s": 5e-6, "efficiency": 0.82, "sharpness": 1.05,
+        "multicast_efficiency": 0.55,  # of the link rate, reduction in the switch (NVLS)
+    },
     "all_gather": _RING,
     "reduce_scatter": _RING,
     "all_to_all": {
-        "base_s": 8e-6, "hop_s": 3e-7, "low_latency_efficiency": 0.08, "switch_bytes": 2e4, "bulk_hop_s": 6e-6,
-        "efficiency": 0.63, "local_chunks": 0.7, "sharpness": 1.1, "host_path": 0.25,
+        "base_s": 8.6e-6, "hop_s": 4e-7, "low_latency_efficiency": 0.1, "switch_bytes": 2e4, "bulk_hop_s": 6e-6,
+        "efficiency": 0.69, "local_chunks": 0.56, "sharpness": 1.05, "host_path": 0.25,
     },
     "custom_allreduce": {
-        "base_s": 4e-6, "hop_s": 1e-7, "one_shot_efficiency": 0.6, "two_shot_s": 6e-6, "two_shot_efficiency": 0.7,
-        "limit_bytes": 1.2e7, "bulk_hop_s": 4e-6, "efficiency": 0.8, "local_chunks": 0.5,
-        "multicast_efficiency": 0.6, "host_path": 0.25,
+        "base_s": 4e-6, "hop_s": 1e-7, "one_shot_efficiency": 0.57, "two_shot_s": 7e-6, "two_shot_efficiency": 0.74,
+        "limit_bytes": 1.3e7, "bulk_hop_s": 4.5e-6, "efficiency": 0.78, "local_chunks": 0.48,
+        "multicast_efficiency": 0.55, "host_path": 0.25,
     },
     # NCCL send/recv inside an A100 and an H100 node, Vidur @7d47513: 17 us up to 1 MB, then 240 and 370 GB/s.
     "send": {"base_s": 8e-6, "efficiency": 0.8},

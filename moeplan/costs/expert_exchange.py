@@ -46,8 +46,15 @@ DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "moe_dispatch": _THROUGHPUT,
     "moe_combine": {**_THROUGHPUT, "base_s": 4.5e-5, "local_copies": 1.8, "sm_bytes_per_s": 2.4e10},
     "moe_dispatch_low_latency": _LOW_LATENCY,
+    # TensorRT-LLM's own kernels over NVLink, fitted to GB200, 2 to 64 ranks; no SM limit, they use the whole GPU.
+    "nvlink_dispatch": {
+        "base_s": 1.2e-5, "token_s": 2.2e-8, "efficiency": 0.65, "local_copies": 0.12, "sharpness": 1.0,
+    },
+    "nvlink_combine": {
+        "base_s": 1.5e-5, "token_s": 1.7e-8, "efficiency": 0.62, "local_copies": 1.35, "sharpness": 1.1,
+    },
     "moe_combine_low_latency": {**_LOW_LATENCY, "expert_s": 7e-8, "expert_bytes_per_s": 2.6e10},
-}
+}  # fmt: skip
 COMMUNICATION_SMS = 20  # DeepEP's default (Buffer.set_num_sms), also what vLLM runs
 LOW_LATENCY_TOKENS = 256  # tokens per rank the low-latency buffers hold in the engines measured (vLLM, TensorRT-LLM)
 # Between nodes DeepEP pairs every receiving SM with one that forwards: half of them feed the scale-up link.

@@ -237,7 +237,7 @@ def _nvlink(phase: str) -> OpModel:
         columns=("op_name", "kernel_source", "moe_dtype", "moe_ep_size", "num_tokens", "hidden_size", "topk"),
         latency=("latency_ms", 1e-3),
         shape_columns=("num_tokens", "moe_ep_size"),
-        parameters=parameters(_start(f"moe_{phase}", sms_vary=False), _BOUNDS),
+        parameters=parameters(expert_exchange.DEFAULTS[f"nvlink_{phase}"], _BOUNDS),
         format_of=_only(op_name=f"alltoall_{phase}"),
         engine_of=_nvlink_engine,
         inputs=partial(_engine_inputs, phase=phase, dtype="moe_dtype", ep="moe_ep_size"),

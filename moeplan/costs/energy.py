@@ -1,0 +1,97 @@
+"""Watts and joules of a GPU from how much of its memory bandwidth and arithmetic it uses, and of what stands around it.
+
+Equations and fits are in ``docs/method/energy.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from moeplan.costs.fabrics import Array, ArrayLike
+from moeplan.spec.hardware import Device, Hardware
+
+# Shares of the device's power limit.
+DEFAULTS: Mapping[str, float] = {
+    "idle_frac": 0.11,  # nvidia-smi on an idle H200: 78.6 of 700 W (own measurement, 2026-11-23)
+    # Least squares over decode of Llama-2-70B and BLOOM-176B on A100 80 GB at tensor parallel 2 to 8, one sequence,
+    # prompts up to 1024 tokens (splitwise-sim @8f99e7d data/perf_model.csv): mean power against weights read per s.
+    "active_frac": 0.31,
+    "memory_frac": 0.70,
+    # The same file's peak power during prompts of 256 to 1024 tokens below the limit, less the terms above, over MFU:
+    # median of 6, 0.74 to 1.29.
+    "compute_frac": 1.14,
+}
+
+
+def device_power_w(
+    memory_frac: ArrayLike,
+    compute_frac: ArrayLike,
+    *,
+    device: Device,
+    busy_frac: ArrayLike = 1.0,
+    p: Mapping[str, float] = DEFAULTS,
+) -> Array:
+    """Mean power of one GPU [W].
+
+    ``memory_frac`` and ``compute_frac`` are the shares of datasheet bandwidth and dense peak it sustains *while busy*,
+    ``busy_frac`` the share of time any kernel runs. The power limit caps the busy part.
+
+    Raises:
+        ValueError: the profile states no power limit, or a share is outside 0..1.
+    """
+    memory, compute, busy = (_share(x, name) for x, name in (
+        (memory_frac, "memory_frac"), (compute_frac, "compute_frac"), (busy_frac, "busy_frac")
+    ))  # fmt: skip
+    demand = p["active_frac"] + p["memory_frac"] * memory + p["compute_frac"] * compute
+    return _limit_w(device) * (busy * np.minimum(demand, 1.0) + (1.0 - busy) * p["idle_frac"])
+
+
+def sustained_clock_frac(
+    memory_frac: ArrayLike, compute_frac: ArrayLike, *, p: Mapping[str, float] = DEFAULTS
+) -> Array:
+    """Share of the burst clock that the power limit lets a long-running kernel keep.
+
+    ``compute_frac`` is the share of dense peak at the burst clock. Switching power grows with V^2 f and V with f near
+    the top of the range, so the arithmetic's share of the budget scales with the cube of the clock.
+    """
+    memory, compute = _share(memory_frac, "memory_frac"), _share(compute_frac, "compute_frac")
+    budget = 1.0 - p["active_frac"] - p["memory_frac"] * memory
+    wanted = np.maximum(p["compute_frac"] * compute, 1e-12)
+    return np.minimum(np.cbrt(np.maximum(budget, 0.0) / wanted), 1.0)
+
+
+def wall_power_w(device_w: ArrayLike, *, hardware: Hardware) -> Array:
+    """Power at the meter for one GPU that draws ``device_w`` [W]: with its share of host, network and cooling.
+
+    The profile's all-in power per GPU holds at the power limit; what exceeds the limit is counted at all loads (fans,
+    hosts and switches hardly follow the GPU's load). Without it the node's power without GPUs is divided among them.
+
+    Raises:
+        ValueError: the profile states neither, or no power limit.
+    """
+    drawn = np.asarray(device_w, np.float64)
+    if hardware.allin_power_w_per_gpu is not None:
+        return drawn + max(hardware.allin_power_w_per_gpu - _limit_w(hardware.device), 0.0)
+    if hardware.host.power_w is not None:
+        return drawn + hardware.host.power_w / hardware.n_gpus_per_node
+    raise ValueError(f"{hardware.slug}: the profile states neither all-in nor host power")
+
+
+def energy_j(power_w: ArrayLike, time_s: ArrayLike) -> Array:
+    """Energy [J]."""
+    return np.asarray(power_w, np.float64) * np.asarray(time_s, np.float64)
+
+
+def _share(value: ArrayLike, name: str) -> Array:
+    share = np.asarray(value, np.float64)
+    if not np.all((share >= 0.0) & (share <= 1.0)):
+        raise ValueError(f"{name} must lie between 0 and 1")
+    return share
+
+
+def _limit_w(device: Device) -> float:
+    if device.tdp_w is None:
+        raise ValueError(f"{device.slug}: the profile states no power limit")
+    return device.tdp_w
