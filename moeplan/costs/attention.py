@@ -41,7 +41,10 @@ from moeplan.spec.hardware import Device
 from moeplan.spec.precision import NumberFormat
 
 ACTIVATION_BYTES = 2.0  # queries and outputs are 16 bit in every engine we model
-QUERY_TILE = 128.0  # rows of one query tile (FlashAttention-2 section 3.3, FlashAttention-3 section 3)
+# Rows of one query tile: 128 in FlashAttention-2 (arXiv:2307.08691, section 3.3) and FlashAttention-3
+# (arXiv:2407.08608, section 3); 64 on Ada, as FlashAttention-2's launch code has it for causal masks on sm86 and sm89.
+QUERY_TILE = 128.0
+QUERY_TILE_OF_ARCHITECTURE: Mapping[str, float] = {"ada": 64.0}
 WAVE_FRAC = 0.4  # share of the last wave's idle slots that is lost; fits lie between 0.2 and 0.8, none is sensitive
 TAIL_NORM = 2.0  # joins total work and the longest tile; fits lie between 1 and 3
 L2_SHARPNESS = 8.0  # a working set larger than L2 evicts itself: the change from hit to miss is steep
@@ -168,17 +171,18 @@ def prefill_attention_time_s(
     rows = np.maximum(q, 1.0)
     windowed = window < rows + cached
     group = heads / kv_heads
-    alone = np.ceil(rows / QUERY_TILE)  # tiles of one head
-    packed = np.minimum(np.ceil(rows * group / QUERY_TILE) / group, alone)
+    tile = QUERY_TILE_OF_ARCHITECTURE.get(device.architecture, QUERY_TILE)
+    alone = np.ceil(rows / tile)  # tiles of one head
+    packed = np.minimum(np.ceil(rows * group / tile) / group, alone)
     n_tiles = batch * heads * (alone + p["pack_frac"] * (packed - alone))
     slots = n_sms(device) * p["blocks_per_sm"]
     waves = n_tiles / slots
     # a tile on the diagonal computes pairs it masks, half a tile a row on average; a window has a second such edge
-    masked = np.where(windowed, QUERY_TILE, QUERY_TILE / 2.0)
+    masked = np.where(windowed, tile, tile / 2.0)
     mean_keys = causal_pairs(rows, cached, window) / rows + masked + p["prologue_tokens"]
-    longest_keys = np.minimum(rows + cached, window) + QUERY_TILE + p["prologue_tokens"]
+    longest_keys = np.minimum(rows + cached, window) + tile + p["prologue_tokens"]
     rate = p["compute_frac"] * peak_flop_per_s(kv_fmt, device) * head_frac(head_dim, p)
-    key_s = 2.0 * QUERY_TILE * dims * slots / (rate * np.where(windowed, p["window_frac"], 1.0))
+    key_s = 2.0 * tile * dims * slots / (rate * np.where(windowed, p["window_frac"], 1.0))
     filled = np.where(waves > 1.0, waves + WAVE_FRAC * (np.ceil(waves) - waves), waves)
     tail = longest_keys * np.minimum(waves, 1.0) ** p["split_frac"]
     compute_s = key_s * ((filled * mean_keys) ** TAIL_NORM + tail**TAIL_NORM) ** (1.0 / TAIL_NORM)

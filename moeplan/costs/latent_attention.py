@@ -22,6 +22,7 @@ from moeplan.costs.attention import (
     PREFILL_DEFAULTS,
     PREFILL_OPTIONAL,
     floats,
+    l2_factor,
     prefill_attention_time_s,
     split_kv_time_s,
 )
@@ -46,7 +47,12 @@ MLA_DECODE_DEFAULTS: Mapping[str, float] = {
     "group_exponent": 0.1,
     "split_s": 1e-6,
 }
-MLA_ABSORB_DEFAULTS: Mapping[str, float] = {"compute_frac": 0.5, "memory_frac": 0.7, "launch_s": 4e-6}
+MLA_ABSORB_DEFAULTS: Mapping[str, float] = {
+    "compute_frac": 0.5,
+    "memory_frac": 0.7,
+    "l2_frac": 0.5,
+    "launch_s": 4e-6,
+}
 
 
 def mla_prefill_time_s(
@@ -133,14 +139,18 @@ def mla_absorb_time_s(
     fmt: NumberFormat,
     device: Device,
     p: Mapping[str, float],
+    warm_l2: bool = False,
 ) -> Array:
     """Time [s] of one absorbed batched product of decode: ``batch`` tokens, (inner_head_dim, kv_lora_rank) per head.
 
-    ``inner_head_dim`` is ``qk_nope_head_dim`` on the query side and ``v_head_dim`` on the output side.
+    ``inner_head_dim`` is ``qk_nope_head_dim`` on the query side and ``v_head_dim`` on the output side. ``warm_l2``: the
+    weights were read just before, see `costs.attention.decode_attention_time_s`.
     """
     tokens, heads, rank, inner = floats(batch, n_heads, kv_lora_rank, inner_head_dim)
     flop = 2.0 * tokens * heads * rank * inner
     n_bytes = heads * (rank * inner * fmt.bytes_per_value + tokens * (rank + inner) * ACTIVATION_BYTES)
     compute_s = flop / (p["compute_frac"] * peak_flop_per_s(fmt, device))
     memory_s = n_bytes / (p["memory_frac"] * device.memory_bytes_per_s)
+    if warm_l2:
+        memory_s = memory_s * l2_factor(n_bytes, p["l2_frac"], device)
     return np.asarray(p["launch_s"] + joined_s(compute_s, memory_s, ABSORB_SHARPNESS))

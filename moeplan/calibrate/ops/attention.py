@@ -145,7 +145,7 @@ def _head_parameters(defaults: Mapping[str, float]) -> tuple[Parameter, ...]:
 PREFILL_PARAMETERS = (
     _moved("compute_frac", PREFILL_DEFAULTS, 0.02, 1.2),
     _moved("prologue_tokens", PREFILL_DEFAULTS, 1.0, 2000.0),
-    _moved("blocks_per_sm", PREFILL_DEFAULTS, 0.5, 6.0),
+    _moved("blocks_per_sm", PREFILL_DEFAULTS, 0.3, 6.0),
     _moved("split_frac", PREFILL_DEFAULTS, 0.0, 1.0, log=False),
     _moved("memory_frac", PREFILL_DEFAULTS, 0.05, 1.0),
     _moved("kv_reads", PREFILL_DEFAULTS, 0.3, 20.0),

@@ -133,7 +133,8 @@ ABSORB = OpModel(
     shape_columns=("num_tokens", "num_heads"),
     parameters=(
         _moved("compute_frac", MLA_ABSORB_DEFAULTS, 0.02, 1.2),
-        _moved("memory_frac", MLA_ABSORB_DEFAULTS, 0.02, 2.0),
+        _moved("memory_frac", MLA_ABSORB_DEFAULTS, 0.02, 1.1),
+        _moved("l2_frac", MLA_ABSORB_DEFAULTS, 0.02, 1.0),
         _moved("launch_s", MLA_ABSORB_DEFAULTS, 2e-7, 3e-4),
     ),
     format_of=dtype_column("bmm_dtype"),
