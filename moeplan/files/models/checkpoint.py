@@ -21,6 +21,11 @@ PROBES = {
     "experts": ("model.layers.7.mlp.experts.3.gate_proj",),
 }
 
+# The file is data from anywhere: only expressions that cannot run away are evaluated.
+SIMPLE_PATTERN = re.compile(r"(?:\.\*|\\d\+|\\[.d_-]|[\w.^$|()?:-])*")
+MAX_REPEATS = 4
+MAX_CHOICES = 8
+
 
 def checkpoint_format(f: Fields) -> CheckpointFormat:
     """Formats of the weights as published; bf16 where the file states no dtype."""
@@ -38,7 +43,7 @@ def checkpoint_format(f: Fields) -> CheckpointFormat:
         return plain
     ignored = _ignored_components(q)
     quantised = replace(plain, **{part: linear for part in PROBES if part not in ignored})
-    if linear == "mxfp4" and not f.has("linear_attn_config"):  # gpt-oss: only the experts are quantised
+    if q.raw("quant_method") == "mxfp4":  # this method stores the experts only (gpt-oss)
         quantised = replace(plain, experts="mxfp4")
     if expert_dtype == "fp4":  # DeepSeek-V4: MXFP4 experts beside fp8 linear weights
         quantised = replace(quantised, experts="mxfp4")
@@ -108,8 +113,25 @@ def _ignored_components(q: Fields) -> set[str]:
         if not isinstance(value, list):
             q.problem(key, "must be a list of module names", value)
             continue
-        patterns += [str(entry) for entry in value]
+        for entry in map(str, value):
+            if _understood(entry):
+                patterns.append(entry)
+            else:
+                q.problem(key, "pattern not understood", entry, "names, *, and simple expressions with .* and (a|b)")
     return {part for part, probes in PROBES.items() if all(any(_matches(p, m) for p in patterns) for m in probes)}
+
+
+def _understood(pattern: str) -> bool:
+    if not pattern.startswith("re:"):
+        return True
+    repeats = sum(pattern.count(sign) for sign in "*+?")
+    if not SIMPLE_PATTERN.fullmatch(pattern[3:]) or repeats > MAX_REPEATS or pattern.count("|") > MAX_CHOICES:
+        return False
+    try:
+        re.compile(pattern[3:])
+    except re.error:
+        return False
+    return True
 
 
 def _matches(pattern: str, module: str) -> bool:
@@ -117,4 +139,4 @@ def _matches(pattern: str, module: str) -> bool:
         return re.match(pattern[3:], module) is not None
     if "*" in pattern:
         return fnmatch.fnmatch(module, pattern) or fnmatch.fnmatch(module, pattern + ".*")
-    return pattern == "self_attn" and ".self_attn." in module
+    return f".{pattern}." in f".{module}."  # whole names: "gate" is not "gate_proj"

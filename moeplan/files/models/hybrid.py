@@ -102,7 +102,7 @@ def read_kimi_linear(f: Fields) -> Body:
         kda = kimi_delta_attention(
             hidden, n_heads=nested.size("num_heads"), head_dim=nested.size("head_dim"),
             conv_kernel=nested.size("short_conv_kernel_size"),
-            full_rank_gate=nested.flag("use_full_rank_gate", False), gate_bias=False,
+            full_rank_gate=nested.flag("use_full_rank_gate", False),
         )  # fmt: skip
         nested.raw("gate_lower_bound")
         nested.finish(strict=True)
@@ -123,7 +123,7 @@ def read_glm5_next(f: Fields) -> Body:
     indexed = "indexed_attention"
     kda = kimi_delta_attention(
         hidden, n_heads=f.size("linear_num_heads"), head_dim=f.size("linear_head_dim"),
-        conv_kernel=f.size("linear_conv_kernel_dim"), gate_bias=False,
+        conv_kernel=f.size("linear_conv_kernel_dim"),
     )  # fmt: skip
     pool, index_dim = f.size("index_kpool", default=1), f.size("index_head_dim")
     latent = read_latent_attention(f, hidden)

@@ -23,7 +23,7 @@ def gated_delta_net(
 
 
 def kimi_delta_attention(
-    hidden: int, *, n_heads: int, head_dim: int, conv_kernel: int, full_rank_gate: bool = False, gate_bias: bool = True
+    hidden: int, *, n_heads: int, head_dim: int, conv_kernel: int, full_rank_gate: bool = False
 ) -> LinearAttention:
     """Kimi delta attention (arXiv:2510.26692, section 3): decay per channel from a low-rank projection.
 
@@ -31,7 +31,7 @@ def kimi_delta_attention(
     """
     inner = n_heads * head_dim
     low_rank = linear(hidden, head_dim) + linear(head_dim, inner)
-    gate = linear(hidden, inner) if full_rank_gate else low_rank + (inner if gate_bias else 0)
+    gate = linear(hidden, inner) if full_rank_gate else low_rank
     n_params = (
         3 * linear(hidden, inner)
         + 3 * inner * conv_kernel
