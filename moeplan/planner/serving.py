@@ -10,7 +10,7 @@ import numpy as np
 
 from moeplan import metrics
 from moeplan.costs import routing as expert_routing
-from moeplan.planner.intervals import hull, operations_used, scaled_table, widened, worst_tier
+from moeplan.planner.intervals import exact, hull, operations_used, scaled_table, widened, worst_tier
 from moeplan.provenance import Tier
 from moeplan.simulate.deployment import Deployment
 from moeplan.simulate.serving import EventLog
@@ -124,7 +124,7 @@ def _result(
         slo_met_frac=q(lambda m: 0.0 if m.slo_met_frac is None else m.slo_met_frac) if _asked(serving) else None,
         saturated=mid.saturated,
     )
-    return result, _slo_latencies(logs, deployment, error, tier)
+    return result, _slo_latencies(logs, result, deployment, error, tier)
 
 
 def _asked(serving: Serving) -> bool:
@@ -140,7 +140,10 @@ def _latency_interval(name: str, values: list[float], standard_error: float, err
     return widened(q, error.of("ttft", tier)) if name == "ttft" else q
 
 
-def _slo_latencies(logs: list[EventLog], deployment: Deployment, error: ModelError, tier: Tier) -> dict[str, Q]:
+def _slo_latencies(
+    logs: list[EventLog], result: ServingResult, deployment: Deployment, error: ModelError, tier: Tier
+) -> dict[str, Q]:
+    """Latency at the percentile of the targets: the reported one where it is among those, else its own."""
     serving = deployment.serving
     keep = metrics.counted(logs[0], serving.traffic.arrivals.warmup_requests)
     found: dict[str, Q] = {}
@@ -150,6 +153,10 @@ def _slo_latencies(logs: list[EventLog], deployment: Deployment, error: ModelErr
         ("e2e", serving.slo.e2e_s, metrics.e2e_s),
     ):
         if target is None:
+            continue
+        reported = getattr(getattr(result, f"{name}_s"), f"p{serving.slo.percentile:g}", None)
+        if reported is not None:
+            found[name] = reported
             continue
         rows = [values(log)[keep] for log in logs]
         if np.isnan(rows[0]).all():
@@ -172,23 +179,25 @@ def _mean_iteration(log: EventLog, serving: Serving) -> Iteration:
 
 
 def _routing(deployment: Deployment, iteration: Iteration) -> RoutingResult | None:
+    """Expert load of the mean decode step. The popularity exponent is an assumption: intervals span none to twice it."""
     blocks = deployment.model.moe_blocks
-    layout = deployment.serving.layout
+    layout, exponent = deployment.serving.layout, deployment.routing.zipf_exponent
     if not blocks or iteration.decode_batch <= 0.0:
         return None
-    block = blocks[0]
-    tokens = iteration.decode_batch * layout.dp
-    chosen = expert_routing.of_block(block, deployment.routing.zipf_exponent)
-    mean_load = tokens * float(chosen.sum()) / block.n_experts
-    max_load = float(expert_routing.expected_max_load(tokens, chosen))
-    imbalance, distinct = max_load / mean_load, float(expert_routing.expected_distinct(tokens, chosen))
+    block, tokens = blocks[0], iteration.decode_batch * layout.dp
+    imbalance, distinct = [], []
+    for s in (exponent, 0.0, 2.0 * exponent):
+        chosen = expert_routing.of_block(block, s)
+        mean_load = tokens * float(chosen.sum()) / block.n_experts
+        imbalance.append(float(expert_routing.expected_max_load(tokens, chosen)) / mean_load)
+        distinct.append(float(expert_routing.expected_distinct(tokens, chosen)))
     sent = 0.0
     if layout.ep > 1:
         remote = (layout.ep - 1) / layout.ep
         sent = sum(2 * b.top_k * remote * deployment.model.hidden_size * ACTIVATION_BYTES for b in blocks)
     return RoutingResult(
-        imbalance_max_over_mean=hull(imbalance),
-        dropped_frac=hull(0.0),  # serving engines do not drop tokens
+        imbalance_max_over_mean=hull(*imbalance),
+        dropped_frac=exact(0.0),  # serving engines do not drop tokens
         all_to_all_bytes_per_token=sent,
-        distinct_experts_per_decode_step=hull(distinct),
+        distinct_experts_per_decode_step=hull(*distinct),
     )

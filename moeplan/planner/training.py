@@ -42,7 +42,7 @@ def plan_training(
         fit=fit,
         result=_result(step, training, from_log_error(step.step_time_s, error.of("training_step", tier))),
         routing=None,
-        time_breakdown=step.breakdown_s,
+        time_breakdown=step.breakdown,
         tier=tier,
     )
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from moeplan.spec.plan import BudgetResult, Plan, Q, ServingResult, TrainingResult, Verdict
 from moeplan.spec.scenario import Comparison, Reference
 from moeplan.spec.workload import Slo
+from moeplan.steps.fix import Fix
 from moeplan.steps.memory import MemoryFit
 
 _METRIC = {"ttft": "time to first token", "tpot": "time per output token", "e2e": "end-to-end time"}
 
 
-def memory_verdict(fit: MemoryFit, what: str, fix: str | None) -> Verdict:
+def memory_verdict(fit: MemoryFit, what: str, fix: Fix | None) -> Verdict:
     """``what`` names the job ("one replica"); ``fix`` is the smallest change that helps, if one is known."""
     need, have = fit.need_bytes, fit.available_bytes
     if fit.fits:
@@ -22,7 +23,7 @@ def memory_verdict(fit: MemoryFit, what: str, fix: str | None) -> Verdict:
     else:
         text = (
             f"Memory: {what} does not fit; it needs {need / 1e9:.1f} GB per GPU and may use {have / 1e9:.1f} GB. "
-            + (f"Smallest change that makes it fit: {fix}." if fix else "No single change found makes it fit.")
+            + (f"Smallest change that makes it fit: {fix.text}." if fix else "No single change found makes it fit.")
         )
     return Verdict("memory", fit.fits, need, have, "bytes", text)
 

@@ -62,10 +62,10 @@ def _verdicts(verdicts: Iterable[Verdict]) -> Table:
 
 
 def _serving(result: ServingResult) -> Table:
-    table = _table("Serving", "mean", "p50", "p90", "p99", "90 % interval of p90")
+    table = _table("Time", "mean", "p50", "p90", "p99", "p90, 90 % sure")
     rows: tuple[tuple[str, Percentiles | None], ...] = (
-        ("time to first token", result.ttft_s),
-        ("time per output token", result.tpot_s),
+        ("to the first token", result.ttft_s),
+        ("per further token", result.tpot_s),
         ("end to end", result.e2e_s),
     )
     for label, row in rows:
@@ -73,7 +73,7 @@ def _serving(result: ServingResult) -> Table:
             continue
         cells = [seconds(q.value) for q in (row.mean, row.p50, row.p90, row.p99)]
         table.add_row(label, *cells, _span(row.p90, seconds))
-    throughput = _table("Throughput", "value", "90 % interval")
+    throughput = _table("Throughput", "value", "90 % sure")
     for label, q, unit in (
         ("requests served", result.requests_per_s, "req/s"),
         ("most it could serve", result.capacity_requests_per_s, "req/s"),
@@ -83,7 +83,7 @@ def _serving(result: ServingResult) -> Table:
         if q is not None:
             throughput.add_row(label, f"{number(q.value)} {unit}", _span(q, number))
     q = result.utilization_frac
-    throughput.add_row("time the GPUs are busy", f"{q.value:.0%}", f"{q.low:.0%} .. {q.high:.0%}")
+    throughput.add_row("time an iteration is running", f"{q.value:.0%}", f"{q.low:.0%} to {q.high:.0%}")
     stack = Table.grid()
     stack.add_row(table)
     stack.add_row(throughput)
@@ -91,14 +91,14 @@ def _serving(result: ServingResult) -> Table:
 
 
 def _training(result: TrainingResult) -> Table:
-    table = _table("Training", "value", "90 % interval")
+    table = _table("Training", "value", "90 % sure")
     table.add_row("step", seconds(result.step_time_s.value), _span(result.step_time_s, seconds))
     table.add_row("tokens/s", number(result.tokens_per_s.value), _span(result.tokens_per_s, number))
     table.add_row(
         "tokens/s per GPU", number(result.tokens_per_s_per_gpu.value), _span(result.tokens_per_s_per_gpu, number)
     )
     mfu = result.mfu_frac
-    table.add_row("model FLOP utilisation", f"{mfu.value:.1%}", f"{mfu.low:.1%} .. {mfu.high:.1%}")
+    table.add_row("model FLOP utilisation", f"{mfu.value:.1%}", f"{mfu.low:.1%} to {mfu.high:.1%}")
     table.add_row("goodput", f"{result.goodput_frac.value:.1%}", "share of wall time that is progress")
     table.add_row("wall time", seconds(result.wall_time_s.value), _span(result.wall_time_s, seconds))
     table.add_row("GPU hours", number(result.gpu_hours.value), _span(result.gpu_hours, number))
@@ -111,7 +111,7 @@ def _memory(plan: Plan) -> Table:
     for name, size in sorted(memory.breakdown.items(), key=lambda item: -item[1]):
         if size > 0:
             table.add_row(name.replace("_", " "), byte_size(size), f"{size / memory.capacity_bytes:.0%}")
-    table.add_row("needed", byte_size(memory.per_gpu_bytes), f"{memory.per_gpu_bytes / memory.capacity_bytes:.0%}")
+    table.add_row("taken", byte_size(memory.per_gpu_bytes), f"{memory.per_gpu_bytes / memory.capacity_bytes:.0%}")
     table.add_row("there is", byte_size(memory.capacity_bytes), "")
     if memory.kv_capacity_tokens is not None:
         table.add_row("KV cache holds", f"{memory.kv_capacity_tokens:,.0f} tokens", "per replica")
@@ -120,7 +120,7 @@ def _memory(plan: Plan) -> Table:
 
 def _cost(plan: Plan) -> Table:
     cost = plan.cost
-    table = _table("Cost", "value", "90 % interval")
+    table = _table("Cost", "value", "90 % sure")
     for label, q in (
         ("per hour", cost.usd_per_hour),
         ("per month", cost.usd_per_month),
@@ -138,7 +138,8 @@ def _time_breakdown(plan: Plan) -> Table:
     table = _table("Time of one step", "time", "share")
     total = sum(plan.time_breakdown.values())
     for name, part in sorted(plan.time_breakdown.items(), key=lambda item: -item[1]):
-        table.add_row(name.replace("_", " "), seconds(part), f"{part / total:.0%}" if total else "")
+        if part > 0.0:
+            table.add_row(name.replace("_", " "), seconds(part), f"{part / total:.0%}")
     return table
 
 
@@ -160,7 +161,12 @@ def _table(*columns: str) -> Table:
 
 
 def _span(q: Q, form: Callable[[float], str]) -> str:
-    return form(q.value) if q.low == q.high else f"{form(q.low)} .. {form(q.high)}"
+    if q.low == q.high:
+        return "exactly"
+    low, high = form(q.low), form(q.high)
+    number_low, _, unit_low = low.partition(" ")
+    _, _, unit_high = high.partition(" ")
+    return f"{number_low if unit_low == unit_high else low} to {high}"
 
 
 def seconds(value: float) -> str:
