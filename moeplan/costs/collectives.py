@@ -221,9 +221,11 @@ def _ring_time_s(
     size, n, local = _group(n_bytes, n_gpus, hardware, ranks_per_domain)
     rate = inner_bytes_per_s(local, hardware, p)
     steps = passes * (n - 1)
+    # All-reduce of small messages: NCCL chains the GPUs of a node and joins nodes and racks as binary trees.
+    node = np.minimum(local, hardware.n_gpus_per_node)
+    hops = 2 * (node - 1 + np.ceil(np.log2(local / node))) if passes == 2 else steps
     low_stream_s = steps / n * size / (rate * p["low_latency_efficiency"])
     stream_s = _stream_s(size, n, passes, rate, p)
-    hops = steps
     far_s = np.zeros_like(size)
     if np.any(n > local):
         domains = n / local
@@ -233,10 +235,10 @@ def _ring_time_s(
         inner = local > 1
         low_stream_s = np.maximum(np.where(inner, low_stream_s, 0.0), crossing_s)
         stream_s = np.maximum(np.where(inner, stream_s, 0.0), crossing_s)
-        # All-reduce climbs and descends a binary tree of domains, the others walk the whole ring.
+        # All-reduce climbs and descends the tree of domains, the others walk the whole ring.
         far_steps = 2 * np.ceil(np.log2(domains)) if passes == 2 else domains - 1
         far_s = np.where(n > local, far_steps * fabric_of(scale_out_of(hardware)).hop_s, 0.0)
-        hops = passes * (local - 1) if passes == 2 else n - domains
+        hops = hops if passes == 2 else n - domains
     wide = p["wide_step"] / (1.0 + np.maximum(size / n / _WIDE_BYTES, 1e-30) ** -_SWITCH_STEEPNESS)
     low_s = (p["base_s"] + p["hop_s"] * hops) * (1.0 + wide) + far_s + low_stream_s
     bulk_s = p["base_s"] + joined_s(p["bulk_hop_s"] * hops + far_s, stream_s, p["sharpness"])
