@@ -197,3 +197,24 @@ PUBLIC = {  # exact parameter counts of published checkpoints (safetensors metad
 def test_models_outside_the_catalog(name: str) -> None:
     config, n_params = PUBLIC[name]
     assert read_model(config, "config.json", name).n_params_total == n_params
+
+
+@pytest.mark.parametrize(
+    ("name", "n_params"),  # safetensors metadata of the published checkpoints
+    [
+        ("DBRX", 131_596_523_520),
+        ("DeepSeek-V2", 235_741_434_880),
+        ("DeepSeek-V2-Lite", 15_706_484_224),
+        ("Jamba-v0.1", 51_570_323_328),
+        ("Llama-3.1-405B", 405_853_388_800),
+        ("Mixtral-8x22B", 140_620_634_112),
+        ("OLMoE-1B-7B", 6_919_161_856),
+        ("Qwen1.5-MoE-A2.7B", 14_315_784_192),
+        ("Qwen3-235B-A22B", 235_093_634_560),
+        ("Qwen3-30B-A3B", 30_532_122_624),
+        ("Qwen3-Next-80B-A3B", 79_674_391_296),
+        ("gpt-oss-120b", 116_829_156_672),
+    ],
+)
+def test_published_exact_counts(name: str, n_params: int) -> None:
+    assert load_model(name).n_params_total == n_params
