@@ -71,7 +71,8 @@ DEFAULTS: Mapping[str, Mapping[str, float]] = {
         "multicast_efficiency": 0.55, "host_path": 0.25,
     },
     # NCCL send/recv inside an A100 and an H100 node, Vidur @7d47513: 17 us up to 1 MB, then 240 and 370 GB/s.
-    "send": {"base_s": 8e-6, "efficiency": 0.8},
+    # Over PCIe: 0.6 of the rate between two L40S (nccl table), 0.28 V100 (apex_plus @8769096), 0.13 A40 (Vidur).
+    "send": {"base_s": 8e-6, "efficiency": 0.8, "host_path": 0.35},
     # nvbandwidth on H200 (ML Engineering, network chapter): 55.4 GB/s of PCIe 5.0 x16; base as one kernel launch.
     "host_copy": {"base_s": 1e-5, "efficiency": 0.86},
 }  # fmt: skip
@@ -180,7 +181,9 @@ def send_time_s(n_bytes: ArrayLike, *, hardware: Hardware, p: Mapping[str, float
     """Send ``n_bytes`` from one GPU to another [s], over the scale-up link or, if not ``same_domain``, one NIC."""
     size = np.asarray(n_bytes, np.float64)
     if same_domain:
-        return p["base_s"] + size / (hardware.scale_up.bytes_per_s * p["efficiency"])
+        # Any two cards of a PCIe machine: seldom the pair under one switch.
+        rate = hardware.scale_up.bytes_per_s * (p["host_path"] if hardware.scale_up.kind == "pcie" else 1.0)
+        return p["base_s"] + size / (rate * p["efficiency"])
     hop_s = fabric_of(scale_out_of(hardware)).hop_s
     return p["base_s"] + hop_s + size / stream_bytes_per_s(hardware)
 

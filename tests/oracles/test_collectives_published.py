@@ -66,7 +66,7 @@ def test_one_shot_reads_every_peer_and_two_shot_wins_later() -> None:
 
 
 def test_send_and_host_copy() -> None:
-    p = {"base_s": 1e-5, "efficiency": 0.8}
+    p = {"base_s": 1e-5, "efficiency": 0.8, "host_path": 0.35}
     assert collectives.send_time_s(1e9, hardware=machine(), p=p) == pytest.approx(1e-5 + 1e9 / 360e9)
     far = collectives.send_time_s(1e9, hardware=machine(), p=p, same_domain=False)
     assert far == pytest.approx(1e-5 + 12e-6 + 1e9 / (50e9 * 0.95))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moeplan.calibrate.op_model import OpModel
-from moeplan.calibrate.ops import attention, gemm, mla, moe
+from moeplan.calibrate.ops import attention, collectives, gemm, mla, moe
 
 OP_MODELS: tuple[OpModel, ...] = (
     gemm.MODEL,
@@ -14,4 +14,5 @@ OP_MODELS: tuple[OpModel, ...] = (
     mla.PREFILL,
     mla.DECODE,
     mla.ABSORB,
+    *collectives.MODELS,
 )
