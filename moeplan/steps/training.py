@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from moeplan.costs.host import HOST_DEFAULTS, training_host_time_s
 from moeplan.costs.memory import MASTER_BYTES, OPTIMIZER_BYTES, Params, layers_params, vocabulary_params
 from moeplan.costs.roofline import peak_flop_per_s
 from moeplan.spec.hardware import Hardware
@@ -148,7 +149,7 @@ def _stage_pass(
     model: ModelArchitecture, blocks: TrainingBlocks, layers: tuple[Layer, ...], *, first: bool, last: bool
 ) -> Pass:
     """One micro batch through one pipeline stage."""
-    found = Pass()
+    found, work = Pass(), blocks.work
     counts: dict[Block, int] = {}
     for layer in layers:
         for block in layer.blocks:
@@ -156,16 +157,20 @@ def _stage_pass(
     for block, count in counts.items():
         found.merge(blocks.block(block), count)
     if last:
-        heads = 1 + (len(model.mtp_layers) if blocks.work.method == "pretrain" else 0)
+        heads = 1 + (len(model.mtp_layers) if work.method == "pretrain" else 0)
         found.merge(blocks.head(model.vocab_size), heads)
     if first:
         lookup = float(blocks.ops.elementwise_s(blocks.own_tokens * model.hidden_size * 2 * ACTIVATION_BYTES))
         found.add("elementwise", lookup, lookup)
+    n_moe = sum(any(isinstance(b, MoeMlp) for b in layer.blocks) for layer in layers)
+    narrow = FORMATS[work.compute_format].bits < 16.0
+    host = training_host_time_s(len(layers) - n_moe, n_moe, narrow=narrow, p=HOST_DEFAULTS)
+    found.add("host", max(0.0, host - found.total_s), 0.0)
     if blocks.layout.pp > 1:
         same = blocks.layout.n_gpus <= blocks.hardware.n_gpus_scale_up
         n_bytes = blocks.own_tokens * model.hidden_size * ACTIVATION_BYTES
         send = blocks.layout.vpp * float(blocks.ops.send_s(n_bytes, same_domain=same))
-        found.add_traffic("pipeline_send", send, send, blocks.work.overlap_comm_frac)
+        found.add_traffic("pipeline_send", send, send, work.overlap_comm_frac)
     return found
 
 

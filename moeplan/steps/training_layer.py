@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moeplan.costs import routing as expert_routing
+from moeplan.costs.host import SUSTAINED_FRAC
 from moeplan.costs.projections import (
     Projection,
     dense_shard,
@@ -137,7 +138,7 @@ class TrainingBlocks:
         found = Pass()
         share = split(vocab_size, self.layout.tp)
         frozen = self.work.adapter is not None
-        forward = float(self.ops.gemm_s(self.tokens, share, self.hidden_size, "bf16"))
+        forward = self._gemm_s(self.tokens, share, self.hidden_size, "bf16")
         found.add(
             "head", forward, forward + (0.0 if frozen else self._weight_gradient_s(share, self.hidden_size, "bf16"))
         )
@@ -160,8 +161,8 @@ class TrainingBlocks:
         fmt, m = self.work.compute_format, self.tokens if tokens is None else tokens
         adapter = self.work.adapter
         for p in projections:
-            forward = float(self.ops.gemm_s(m, p.n, p.k, fmt))
-            backward = float(self.ops.gemm_s(m, p.k, p.n, fmt))
+            forward = self._gemm_s(m, p.n, p.k, fmt)
+            backward = self._gemm_s(m, p.k, p.n, fmt)
             if adapter is None:
                 backward += self._weight_gradient_s(p.n, p.k, fmt, m)
             else:
@@ -176,7 +177,10 @@ class TrainingBlocks:
 
     def _weight_gradient_s(self, n: float, k: float, fmt: str, tokens: float | None = None) -> float:
         """The (n, k) gradient: a GEMM that sums over tokens."""
-        return float(self.ops.gemm_s(n, k, self.tokens if tokens is None else tokens, fmt))
+        return self._gemm_s(n, k, self.tokens if tokens is None else tokens, fmt)
+
+    def _gemm_s(self, m: float, n: float, k: float, fmt: str) -> float:
+        return float(self.ops.gemm_s(m, n, k, fmt)) / SUSTAINED_FRAC
 
     def _dequantise_s(self, n_weights: float) -> float:
         """Unpacking a quantised frozen base to 16 bit (QLoRA, arXiv:2305.14314, section 3)."""
@@ -220,7 +224,7 @@ class TrainingBlocks:
         if isinstance(block, LatentAttention) and self.layout.recompute == "selective":
             for p in shard.projections:
                 if p.name in ("q_up", "kv_up"):
-                    found.recompute += float(self.ops.gemm_s(self.tokens, p.n, p.k, self.work.compute_format))
+                    found.recompute += self._gemm_s(self.tokens, p.n, p.k, self.work.compute_format)
         if isinstance(block, LinearAttention | StateSpace):
             scan = float(
                 recurrent_mixer_s(
@@ -254,7 +258,7 @@ class TrainingBlocks:
             kv="bf16",
             ops=self.ops,
         )
-        return float(whole) / self.layout.cp
+        return float(whole) / self.layout.cp / SUSTAINED_FRAC
 
     def _context_parallel(self, found: Pass, block: SoftmaxAttention | LatentAttention, core_s: float) -> None:
         """Ring attention (arXiv:2310.01889): keys and values visit every rank while the previous block is computed."""
@@ -292,18 +296,21 @@ class TrainingBlocks:
         distinct = min(
             float(expert_routing.expected_distinct(group_tokens, chosen)) * local / block.n_experts, assignments
         )
-        forward = float(
-            self.ops.experts_s(
-                min(group_tokens, assignments),
-                assignments=assignments,
-                distinct=distinct,
-                max_load=min(float(expert_routing.expected_max_load(group_tokens, chosen)), assignments),
-                n_local_experts=local,
-                hidden_size=block.expert_hidden_size,
-                intermediate_size=block.expert_intermediate_size / layout.etp,
-                n_matrices=block.n_matrices,
-                fmt=fmt,
+        forward = (
+            float(
+                self.ops.experts_s(
+                    min(group_tokens, assignments),
+                    assignments=assignments,
+                    distinct=distinct,
+                    max_load=min(float(expert_routing.expected_max_load(group_tokens, chosen)), assignments),
+                    n_local_experts=local,
+                    hidden_size=block.expert_hidden_size,
+                    intermediate_size=block.expert_intermediate_size / layout.etp,
+                    n_matrices=block.n_matrices,
+                    fmt=fmt,
+                )
             )
+            / SUSTAINED_FRAC
         )
         dequantise = self._dequantise_s(local * block.n_params_per_expert / layout.etp)
         gradients = 2.0 if self.work.adapter is None else 1.0  # data and weight gradient, or data only
