@@ -5,7 +5,8 @@ Per layer and cached token:
     latent attention (MLA)   kv_lora_rank + qk_rope_head_dim values for all heads (arXiv:2405.04434, section 2.1.2);
                              with the DSA indexer index_head_dim more (DeepSeek-V3.2-Exp report, section 2.1)
     compressed (DeepSeek-V4)  the same entry once per ``kv_compression_ratio`` tokens, beside a window of raw entries
-A sliding or chunked layer keeps at most its window. Index keys count at the bytes per value of the cache.
+A sliding or chunked layer keeps at most its window. Index keys are 8-bit numbers whatever the cache
+holds (DeepSeek-V3.2-Exp report, section 2.1: the indexer works in FP8), unless the caller says otherwise.
 Sizes are of the whole model; a layout divides or replicates them.
 """
 
@@ -18,6 +19,8 @@ import numpy.typing as npt
 
 from moeplan.spec.model import Block, LatentAttention, LinearAttention, ModelArchitecture, SoftmaxAttention, StateSpace
 
+INDEX_BYTES = 1.0
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -28,6 +31,7 @@ class CacheGrowth:
     per_token: float
     per_window_token: float
     window_tokens: int
+    index_per_token: float = 0.0  # index keys of sparse attention, kept in a format of their own
 
 
 def cache_growth(block: Block) -> CacheGrowth:
@@ -36,32 +40,42 @@ def cache_growth(block: Block) -> CacheGrowth:
         values = float(block.n_kv_heads * (block.head_dim + block.v_head_dim))
         if block.pattern != "full":
             return CacheGrowth(0.0, values, block.window_tokens or 0)
-        return CacheGrowth(values + block.index_head_dim, 0.0, 0)
+        return CacheGrowth(values, 0.0, 0, float(block.index_head_dim))
     if isinstance(block, LatentAttention):
         latent = float(block.kv_lora_rank + block.qk_rope_head_dim)
         index = block.index_head_dim / block.index_pool_tokens if block.index_n_heads else 0.0
         if block.pattern == "sliding":
             return CacheGrowth(0.0, latent, block.window_tokens or 0)
-        return CacheGrowth(latent / block.kv_compression_ratio + index, latent, block.raw_window_tokens)
+        return CacheGrowth(latent / block.kv_compression_ratio, latent, block.raw_window_tokens, index)
     return CacheGrowth(0.0, 0.0, 0)
 
 
-def kv_bytes_per_token(model: ModelArchitecture, bytes_per_value: float) -> float:
+def kv_bytes_per_token(
+    model: ModelArchitecture, bytes_per_value: float, index_bytes_per_value: float = INDEX_BYTES
+) -> float:
     """Bytes each further token costs once all windows are full: the layers whose cache keeps growing."""
-    return bytes_per_value * sum(
-        count * cache_growth(block).per_token for layer, count in model.unique_layers() for block in layer.blocks
-    )
+    total = 0.0
+    for layer, count in model.unique_layers():
+        for growth in map(cache_growth, layer.blocks):
+            total += count * (growth.per_token * bytes_per_value + growth.index_per_token * index_bytes_per_value)
+    return total
 
 
-def kv_bytes_per_sequence(model: ModelArchitecture, context_tokens: npt.ArrayLike, bytes_per_value: float) -> Floats:
+def kv_bytes_per_sequence(
+    model: ModelArchitecture,
+    context_tokens: npt.ArrayLike,
+    bytes_per_value: float,
+    index_bytes_per_value: float = INDEX_BYTES,
+) -> Floats:
     """Cache bytes of sequences of ``context_tokens`` (any shape); windows bound their layers."""
     context = np.asarray(context_tokens, dtype=np.float64)
     total = np.zeros_like(context)
     for layer, count in model.unique_layers():
         for growth in map(cache_growth, layer.blocks):
             windowed = growth.per_window_token * np.minimum(context, growth.window_tokens)
-            total = total + count * (growth.per_token * context + windowed)
-    return bytes_per_value * total
+            index = index_bytes_per_value * growth.index_per_token * context
+            total = total + count * (bytes_per_value * (growth.per_token * context + windowed) + index)
+    return total
 
 
 def state_values(block: Block) -> tuple[int, int]:

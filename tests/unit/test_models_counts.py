@@ -63,17 +63,17 @@ def test_glm_45_air_published_exact_count() -> None:
     ("name", "n_bytes"),
     [
         ("DeepSeek-V3", 61 * 576 * 2),  # 70,272
-        ("DeepSeek-V3.2", 61 * (576 + 128) * 2),  # with index keys
+        ("DeepSeek-V3.2", 61 * (576 * 2 + 128)),  # with 8-bit index keys
         ("Llama-3.1-70B", 327_680),
         ("Llama-3.1-8B", 131_072),
         ("Qwen3-30B-A3B", 98_304),
         ("gpt-oss-20b", 12 * 2 * 8 * 64 * 2),  # the other 12 layers slide
         ("Mistral-7B-v0.1", 0),  # all layers slide
-        ("GLM-5.2", (78 * 576 + 21 * 128) * 2),  # 21 layers own an indexer
+        ("GLM-5.2", 78 * 576 * 2 + 21 * 128),  # 21 layers own an indexer
         ("Qwen3-Next-80B-A3B", 12 * 2 * 2 * 256 * 2),
         ("Kimi-Linear-48B-A3B", None),
         ("Llama-4-Scout", 12 * 2 * 8 * 128 * 2),  # three of four layers are chunked
-        ("DeepSeek-V4-Flash", 2 * (21 * (512 + 128) / 4 + 20 * 512 / 128)),
+        ("DeepSeek-V4-Flash", 21 * (2 * 512 + 128) / 4 + 20 * 2 * 512 / 128),
         ("MiMo-V2-Flash", 9 * 4 * (192 + 128) * 2),
         ("Jamba-v0.1", 4 * 2 * 8 * 128 * 2),
         ("Nemotron-3-Nano-30B-A3B", 6 * 2 * 2 * 128 * 2),
@@ -153,7 +153,8 @@ def test_dense_layers(name: str, n_dense: int) -> None:
 def test_cache_grows_with_context_and_at_most_by_the_first_rate(name: str, tokens: int, more: int) -> None:
     model = load_model(name)
     blocks = [block for layer in model.layers for block in layer.blocks]
-    first_rate = 2.0 * sum(cache_growth(b).per_token + cache_growth(b).per_window_token for b in blocks)
+    growths = [cache_growth(block) for block in blocks]
+    first_rate = sum(2.0 * (g.per_token + g.per_window_token) + g.index_per_token for g in growths)
     before, after = kv_bytes_per_sequence(model, [tokens, tokens + more], 2.0)
     slack = 1e-9 * after
     assert kv_bytes_per_token(model, 2.0) * more <= after - before + slack
