@@ -30,7 +30,8 @@ _HARMLESS_WORDS = """
     embedding_multiplier query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping clip_qkv
     output_router_logits router_aux_loss_coef aux_loss_alpha router_z_loss_coef seq_aux router_jitter_noise
     input_jitter_noise norm_topk_prob moe_renormalize routed_scaling_factor moe_router_scaling_factor topk_method
-    moe_router_dtype moe_jitter_eps moe_loss_weight moe_norm_min moe_gate ep_size pretraining_tp swiglu_limit
+    moe_router_dtype moe_jitter_eps moe_loss_weight moe_norm_min moe_gate moe_capacity moe_use_aux_free
+    moe_gate_act ep_size pretraining_tp swiglu_limit
     swiglu_alpha attention_value_scale num_logits_to_keep time_step_floor time_step_limit time_step_max time_step_min
     use_mamba_kernels use_mambapy use_associative_scan rescale_prenorm_residual residual_in_fp32 chunk_size
     mamba_ssm_dtype mamba_ssm_cache_dtype moe_shared_expert_overlap index_share_for_mtp_iteration index_topk_freq

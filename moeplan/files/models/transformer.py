@@ -130,6 +130,7 @@ def read_transformer(f: Fields, family: Family) -> Body:
     views = attention_views(f, n_layers, family.views)
     attention = _attention_reader(f, family, hidden, n_layers)
     f.raw("use_moe_router_bias", "use_routing_bias", "qk_norm_type", "router_bias")  # stated by the family
+    f.per_layer("attn_type_list", n_layers, (1,))  # MiniMax-M2: all softmax
     f.off("use_mla", "use_cla", "add_classification_head", "use_kv_shared")
     is_moe = moe_layers(f, n_layers) if family.moe else (False,) * n_layers
     feed_forward = {
