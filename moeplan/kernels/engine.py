@@ -26,14 +26,63 @@ Ints = npt.NDArray[np.int64]
 PENDING, COMPLETED, REJECTED_EMPTY, REJECTED_CONTEXT, REJECTED_KV = 0, 1, 2, 3, 4
 
 # Entries of Pool.counters
-NEXT_REQUEST, N_ENDED, N_ADMITTED, N_DISPATCHED, N_USERS_READY = 0, 1, 2, 3, 4
-N_COUNTERS = 5
+NEXT_REQUEST, N_ENDED, N_DISPATCHED, N_USERS_READY = 0, 1, 2, 3
+N_COUNTERS = 4
 
-# Columns of Pool.sums, one row per rank or (first columns) per replica; times [s]
-BUSY_S, N_ITERATIONS = 0, 1
-N_REPLICA_SUMS = 2
-PREFILL_TOKENS, DECODE_TOKENS, RUNNING_TIME_S, PEAK_BLOCKS, N_PREEMPTIONS = 0, 1, 2, 3, 4
-N_RANK_SUMS = 5
+# State is in records: one array instead of a dozen halves the compile time, and a record is in one cache line.
+REQUEST = np.dtype(
+    [
+        ("arrival_s", "f8"),
+        ("scheduled_s", "f8"),
+        ("first_token_s", "f8"),
+        ("finish_s", "f8"),
+        ("input_tokens", "i8"),
+        ("output_tokens", "i8"),
+        ("generated", "i8"),  # output tokens when it last joined the decoding batch
+        ("joined", "i8"),  # the rank's iteration counter then
+        ("admission", "i8"),  # order of admission on its rank: the largest is the youngest
+        ("next_waiting", "i8"),  # linked list of a rank's queue, -1 ends
+        ("rank", "i8"),  # -1: rejected
+        ("outcome", "i8"),
+    ]
+)
+
+RANK = np.dtype(
+    [
+        ("iteration", "i8"),
+        ("queue_head", "i8"),  # request, -1: empty
+        ("queue_tail", "i8"),
+        ("n_waiting", "i8"),
+        ("n_decoding", "i8"),
+        ("n_joining", "i8"),  # prompts that end in this iteration
+        ("prefilling", "i8"),  # request whose prompt is partly done, or -1: there is at most one, the youngest
+        ("prefilled", "i8"),  # its tokens done
+        ("context_sum", "i8"),  # cached tokens of all decoding sequences
+        ("free_blocks", "i8"),
+        # Decode run: times of an unchanging batch, attention at the ends of the context cell it is in.
+        ("linear_s", "f8"),
+        ("head_s", "f8"),
+        ("low_s", "f8"),
+        ("high_s", "f8"),
+        ("low_tokens", "f8"),
+        ("high_tokens", "f8"),
+        # Sums over the run
+        ("prefill_tokens", "i8"),
+        ("decode_tokens", "i8"),
+        ("n_preemptions", "i8"),
+        ("peak_blocks", "i8"),
+        ("running_time_s", "f8"),
+    ]
+)
+
+REPLICA = np.dtype(
+    [
+        ("clock_s", "f8"),  # start of the next iteration
+        ("previous_s", "f8"),  # start of the last one
+        ("busy_s", "f8"),
+        ("n_iterations", "i8"),
+    ]
+)
 
 
 class Table(NamedTuple):
@@ -70,50 +119,19 @@ class Limits(NamedTuple):
     request_overhead_s: float
 
 
-class Requests(NamedTuple):
-    """Per request, shape (n_requests,)."""
+class Seats(NamedTuple):
+    """The running sequences of each rank."""
 
-    arrival_s: Floats
-    input_tokens: Ints
-    output_tokens: Ints
-    scheduled_s: Floats
-    first_token_s: Floats
-    finish_s: Floats
-    outcome: Ints
-    rank: Ints
-    next_waiting: Ints  # linked list of a rank's queue, -1 ends
-    generated: Ints  # output tokens when it last joined the decoding batch
-    joined: Ints  # the rank's iteration counter then
-    admission: Ints  # order of admission: the largest is the youngest
-
-
-class Ranks(NamedTuple):
-    """Per rank, shape (n_ranks,) or (n_ranks, ...)."""
-
-    iteration: Ints
-    queue_head: Ints
-    queue_tail: Ints
-    n_waiting: Ints
-    n_decoding: Ints
-    context_sum: Ints  # cached tokens of all decoding sequences
-    free_blocks: Ints
-    prefilling: Ints  # request whose prompt is partly done, or -1: there is at most one, the youngest
-    prefilled: Ints  # its tokens done
-    n_joining: Ints
     joining: Ints  # (n_ranks, max_num_seqs) requests whose prompt ends in this iteration
-    end_iteration: Floats  # (n_ranks, max_num_seqs) heap of counters at which sequences end
+    end_iteration: Floats  # (n_ranks, max_num_seqs) heap of iteration counters at which sequences end
     end_request: Ints
     block_residue: Ints  # (n_ranks, block_tokens) sequences that need a block at counters of this residue
-    cell: Floats  # (n_ranks, 6) decode run: constant time, attention at both ends of the context cell, the ends
-    sums: Floats
 
 
 class Pool(NamedTuple):
     """Replicas and the front door."""
 
-    clock_s: Floats  # (n_replicas,) start of the next iteration
-    previous_s: Floats  # (n_replicas,) start of the last one
-    sums: Floats
+    replicas: npt.NDArray[np.void]  # (n_replicas,) REPLICA
     user_ready_s: Floats  # heap of times at which a closed-loop user sends again
     user: Ints
     counters: Ints
@@ -196,89 +214,89 @@ def _blocks(tokens, block_tokens):
 @njit
 def _cached_tokens(requests, ranks, rank, request):
     """KV tokens a decoding request holds."""
-    decoded = ranks.iteration[rank] - requests.joined[request]
-    return requests.input_tokens[request] + requests.generated[request] - 1 + decoded
+    decoded = ranks[rank].iteration - requests[request].joined
+    return requests[request].input_tokens + requests[request].generated - 1 + decoded
 
 
 @njit
-def _preempt_youngest(limits, requests, ranks, rank):
+def _preempt_youngest(limits, requests, ranks, seats, rank):
     """Puts the youngest running sequence back at the head of the queue; its KV is lost, its output tokens are kept."""
-    request = ranks.prefilling[rank]
+    request = ranks[rank].prefilling
     if request >= 0:
-        ranks.prefilling[rank] = -1
-        held = requests.input_tokens[request] + requests.generated[request]
+        ranks[rank].prefilling = -1
+        held = requests[request].input_tokens + requests[request].generated
     else:
-        keys = ranks.end_iteration[rank]
-        items = ranks.end_request[rank]
-        size = ranks.n_decoding[rank]
+        keys = seats.end_iteration[rank]
+        items = seats.end_request[rank]
+        size = ranks[rank].n_decoding
         youngest = 0
         for i in range(1, size):
-            if requests.admission[items[i]] > requests.admission[items[youngest]]:
+            if requests[items[i]].admission > requests[items[youngest]].admission:
                 youngest = i
         request = items[youngest]
         _heap_remove(keys, items, size, youngest)
         held = _cached_tokens(requests, ranks, rank, request)
-        _leave_batch(limits, ranks, rank, held)
-        requests.generated[request] += ranks.iteration[rank] - requests.joined[request]
-    ranks.free_blocks[rank] += _blocks(held, limits.block_tokens)
-    ranks.sums[rank, N_PREEMPTIONS] += 1
-    requests.next_waiting[request] = ranks.queue_head[rank]
-    if ranks.queue_head[rank] < 0:
-        ranks.queue_tail[rank] = request
-    ranks.queue_head[rank] = request
-    ranks.n_waiting[rank] += 1
+        _leave_batch(limits, ranks, seats, rank, held)
+        requests[request].generated += ranks[rank].iteration - requests[request].joined
+    ranks[rank].free_blocks += _blocks(held, limits.block_tokens)
+    ranks[rank].n_preemptions += 1
+    requests[request].next_waiting = ranks[rank].queue_head
+    if ranks[rank].queue_head < 0:
+        ranks[rank].queue_tail = request
+    ranks[rank].queue_head = request
+    ranks[rank].n_waiting += 1
 
 
 @njit
-def _leave_batch(limits, ranks, rank, held):
-    ranks.n_decoding[rank] -= 1
-    ranks.context_sum[rank] -= held
-    residue = (ranks.iteration[rank] - held) % limits.block_tokens
-    ranks.block_residue[rank, residue] -= 1
+def _leave_batch(limits, ranks, seats, rank, held):
+    ranks[rank].n_decoding -= 1
+    ranks[rank].context_sum -= held
+    residue = (ranks[rank].iteration - held) % limits.block_tokens
+    seats.block_residue[rank, residue] -= 1
 
 
 @njit
-def _compose(table, limits, requests, ranks, rank, now_s, cutoff_s):
+def _compose(table, limits, requests, ranks, seats, rank, now_s, cutoff_s):
     """Composes a rank's next iteration from requests ready by ``cutoff_s``. Returns its time [s], 0 when idle."""
-    residue = ranks.iteration[rank] % limits.block_tokens
+    residue = ranks[rank].iteration % limits.block_tokens
     preempted = False
-    while ranks.block_residue[rank, residue] > ranks.free_blocks[rank]:
-        _preempt_youngest(limits, requests, ranks, rank)
+    while seats.block_residue[rank, residue] > ranks[rank].free_blocks:
+        _preempt_youngest(limits, requests, ranks, seats, rank)
         preempted = True
-    ranks.free_blocks[rank] -= ranks.block_residue[rank, residue]
+    ranks[rank].free_blocks -= seats.block_residue[rank, residue]
 
-    n_decoding = ranks.n_decoding[rank]
+    n_decoding = ranks[rank].n_decoding
     budget = limits.max_num_batched_tokens - n_decoding
     prefill_tokens = 0
     attention_s = 0.0
     n_joining = 0
     while budget > 0:
-        request = ranks.prefilling[rank]
-        done = ranks.prefilled[rank]
+        request = ranks[rank].prefilling
+        done = ranks[rank].prefilled
         if request < 0:
-            request = ranks.queue_head[rank]
+            request = ranks[rank].queue_head
             done = 0
             if preempted or request < 0 or n_decoding + n_joining >= limits.max_num_seqs:
                 break
-            if requests.arrival_s[request] + limits.request_overhead_s > cutoff_s:
+            if requests[request].arrival_s + limits.request_overhead_s > cutoff_s:
                 break
-        tokens = requests.input_tokens[request] + requests.generated[request]
+        tokens = requests[request].input_tokens + requests[request].generated
         chunk = min(tokens - done, budget)
-        if ranks.prefilling[rank] < 0:
+        if ranks[rank].prefilling < 0:
             blocks = _blocks(tokens, limits.block_tokens)
-            if blocks > ranks.free_blocks[rank]:
+            if blocks > ranks[rank].free_blocks:
                 break
             if not limits.chunked_prefill and chunk < tokens:
                 # A prompt longer than the whole budget can never fit: it goes alone.
                 if prefill_tokens > 0 or tokens <= limits.max_num_batched_tokens:
                     break
                 chunk = tokens
-            ranks.free_blocks[rank] -= blocks
-            ranks.queue_head[rank] = requests.next_waiting[request]
-            ranks.n_waiting[rank] -= 1
-            requests.admission[request] = ranks.iteration[rank] * limits.max_num_seqs + n_joining
-            if np.isnan(requests.scheduled_s[request]):
-                requests.scheduled_s[request] = now_s
+            ranks[rank].free_blocks -= blocks
+            ranks[rank].queue_head = requests[request].next_waiting
+            ranks[rank].n_waiting -= 1
+            requests[request].admission = ranks[rank].iteration * limits.max_num_seqs + n_joining
+            if np.isnan(requests[request].scheduled_s):
+                requests[request].scheduled_s = now_s
         attention_s += _interpolate2(
             table.prefill_query_grid,
             table.prefill_context_grid,
@@ -289,24 +307,24 @@ def _compose(table, limits, requests, ranks, rank, now_s, cutoff_s):
         budget -= chunk
         prefill_tokens += chunk
         if done + chunk < tokens:
-            ranks.prefilling[rank] = request
-            ranks.prefilled[rank] = done + chunk
+            ranks[rank].prefilling = request
+            ranks[rank].prefilled = done + chunk
         else:
-            ranks.prefilling[rank] = -1
-            ranks.joining[rank, n_joining] = request
+            ranks[rank].prefilling = -1
+            seats.joining[rank, n_joining] = request
             n_joining += 1
-    ranks.n_joining[rank] = n_joining
+    ranks[rank].n_joining = n_joining
 
-    ranks.sums[rank, PREFILL_TOKENS] += prefill_tokens
-    used = limits.n_blocks - ranks.free_blocks[rank]
-    ranks.sums[rank, PEAK_BLOCKS] = max(ranks.sums[rank, PEAK_BLOCKS], float(used))
+    ranks[rank].prefill_tokens += prefill_tokens
+    used = limits.n_blocks - ranks[rank].free_blocks
+    ranks[rank].peak_blocks = max(ranks[rank].peak_blocks, used)
     if n_decoding > 0:
         attention_s += _interpolate2(
             table.decode_batch_grid,
             table.decode_context_grid,
             table.decode_attention_time_s,
             float(n_decoding),
-            ranks.context_sum[rank] / n_decoding,
+            ranks[rank].context_sum / n_decoding,
         )
     n_tokens = n_decoding + prefill_tokens
     if n_tokens == 0:
@@ -326,8 +344,8 @@ def _iteration_time_s(table, n_tokens, n_rows, attention_s):
 
 @njit
 def _end_request(limits, requests, pool, request, outcome, end_s):
-    requests.finish_s[request] = end_s
-    requests.outcome[request] = outcome
+    requests[request].finish_s = end_s
+    requests[request].outcome = outcome
     pool.counters[N_ENDED] += 1
     if limits.closed_loop:
         _heap_push(pool.user_ready_s, pool.user, pool.counters[N_USERS_READY], end_s, np.int64(0))
@@ -335,62 +353,62 @@ def _end_request(limits, requests, pool, request, outcome, end_s):
 
 
 @njit
-def _complete(limits, requests, ranks, pool, rank, end_s):
+def _complete(limits, requests, ranks, seats, pool, rank, end_s):
     """Ends a rank's iteration: every decoding sequence has one more token, finished ones leave, prompts done join."""
-    n_decoding = ranks.n_decoding[rank]
-    ranks.sums[rank, DECODE_TOKENS] += n_decoding
-    ranks.context_sum[rank] += n_decoding
-    ranks.iteration[rank] += 1
-    now = ranks.iteration[rank]
-    keys = ranks.end_iteration[rank]
-    items = ranks.end_request[rank]
-    while ranks.n_decoding[rank] > 0 and keys[0] == now:
+    n_decoding = ranks[rank].n_decoding
+    ranks[rank].decode_tokens += n_decoding
+    ranks[rank].context_sum += n_decoding
+    ranks[rank].iteration += 1
+    now = ranks[rank].iteration
+    keys = seats.end_iteration[rank]
+    items = seats.end_request[rank]
+    while ranks[rank].n_decoding > 0 and keys[0] == now:
         request = items[0]
-        _heap_remove(keys, items, ranks.n_decoding[rank], np.int64(0))
+        _heap_remove(keys, items, ranks[rank].n_decoding, np.int64(0))
         held = _cached_tokens(requests, ranks, rank, request)
-        _leave_batch(limits, ranks, rank, held)
-        ranks.free_blocks[rank] += _blocks(held, limits.block_tokens)
+        _leave_batch(limits, ranks, seats, rank, held)
+        ranks[rank].free_blocks += _blocks(held, limits.block_tokens)
         _end_request(limits, requests, pool, request, np.int64(COMPLETED), end_s)
-    for i in range(ranks.n_joining[rank]):
-        request = ranks.joining[rank, i]
-        held = requests.input_tokens[request] + requests.generated[request]
-        requests.generated[request] += 1
-        if np.isnan(requests.first_token_s[request]):
-            requests.first_token_s[request] = end_s
-        left = requests.output_tokens[request] - requests.generated[request]
+    for i in range(ranks[rank].n_joining):
+        request = seats.joining[rank, i]
+        held = requests[request].input_tokens + requests[request].generated
+        requests[request].generated += 1
+        if np.isnan(requests[request].first_token_s):
+            requests[request].first_token_s = end_s
+        left = requests[request].output_tokens - requests[request].generated
         if left == 0:
-            ranks.free_blocks[rank] += _blocks(held, limits.block_tokens)
+            ranks[rank].free_blocks += _blocks(held, limits.block_tokens)
             _end_request(limits, requests, pool, request, np.int64(COMPLETED), end_s)
         else:
-            requests.joined[request] = now
-            _heap_push(keys, items, ranks.n_decoding[rank], float(now + left), request)
-            ranks.n_decoding[rank] += 1
-            ranks.context_sum[rank] += held
-            ranks.block_residue[rank, (now - held) % limits.block_tokens] += 1
-    ranks.n_joining[rank] = 0
+            requests[request].joined = now
+            _heap_push(keys, items, ranks[rank].n_decoding, float(now + left), request)
+            ranks[rank].n_decoding += 1
+            ranks[rank].context_sum += held
+            seats.block_residue[rank, (now - held) % limits.block_tokens] += 1
+    ranks[rank].n_joining = 0
 
 
 @njit
-def _only_decodes(limits, requests, ranks, first, last):
+def _only_decodes(limits, requests, ranks, seats, first, last):
     """Iterations for which the batch of these ranks certainly keeps its composition (KV aside), 0 if unknown."""
     steps = np.int64(2**62)
     for rank in range(first, last):
-        if ranks.prefilling[rank] >= 0:
+        if ranks[rank].prefilling >= 0:
             return 0
-        n_decoding = ranks.n_decoding[rank]
-        head = ranks.queue_head[rank]
+        n_decoding = ranks[rank].n_decoding
+        head = ranks[rank].queue_head
         if head >= 0 and n_decoding < limits.max_num_seqs:
             # Free blocks only shrink while nobody ends, so a prompt that does not fit now will not fit later.
-            tokens = requests.input_tokens[head] + requests.generated[head]
-            if _blocks(tokens, limits.block_tokens) <= ranks.free_blocks[rank]:
+            tokens = requests[head].input_tokens + requests[head].generated
+            if _blocks(tokens, limits.block_tokens) <= ranks[rank].free_blocks:
                 return 0
         if n_decoding > 0:
-            steps = min(steps, np.int64(ranks.end_iteration[rank, 0]) - ranks.iteration[rank])
+            steps = min(steps, np.int64(seats.end_iteration[rank, 0]) - ranks[rank].iteration)
     return steps
 
 
 @njit
-def _decode_run(table, limits, ranks, pool, replica, steps, limit_s):
+def _decode_run(table, limits, ranks, seats, pool, replica, steps, limit_s):
     """Runs up to ``steps`` iterations of an unchanging decode batch while they start before ``limit_s``.
 
     The last iteration before a sequence ends is left to `_compose` and `_complete`.
@@ -398,51 +416,51 @@ def _decode_run(table, limits, ranks, pool, replica, steps, limit_s):
     first = replica * limits.ranks_per_replica
     last = first + limits.ranks_per_replica
     for rank in range(first, last):
-        ranks.cell[rank, 4] = -1.0  # no context cell yet
-        ranks.cell[rank, 5] = -1.0
-    clock_s = pool.clock_s[replica]
-    start_s = pool.previous_s[replica]
+        ranks[rank].low_tokens = -1.0  # no context cell yet
+        ranks[rank].high_tokens = -1.0
+    clock_s = pool.replicas[replica].clock_s
+    start_s = pool.replicas[replica].previous_s
     begin_s = clock_s
     done = 0
     while done < steps and clock_s < limit_s:
         step_s = 0.0
         for rank in range(first, last):
-            residue = ranks.iteration[rank] % limits.block_tokens
-            if ranks.block_residue[rank, residue] > ranks.free_blocks[rank]:
+            residue = ranks[rank].iteration % limits.block_tokens
+            if seats.block_residue[rank, residue] > ranks[rank].free_blocks:
                 steps = done  # somebody must be preempted
         if steps == done:
             break
         for rank in range(first, last):
-            n = ranks.n_decoding[rank]
+            n = ranks[rank].n_decoding
             if n == 0:
                 continue
-            context = ranks.context_sum[rank] / n
-            if context >= ranks.cell[rank, 5]:
+            context = ranks[rank].context_sum / n
+            if context >= ranks[rank].high_tokens:
                 _enter_cell(table, ranks, rank, n, context)
-            low_s = ranks.cell[rank, 2]
-            fraction = (context - ranks.cell[rank, 4]) / (ranks.cell[rank, 5] - ranks.cell[rank, 4])
-            gpu_s = ranks.cell[rank, 0] + (low_s + max(fraction, 0.0) * (ranks.cell[rank, 3] - low_s))
-            gpu_s += ranks.cell[rank, 1]
+            low_s = ranks[rank].low_s
+            fraction = (context - ranks[rank].low_tokens) / (ranks[rank].high_tokens - ranks[rank].low_tokens)
+            gpu_s = ranks[rank].linear_s + (low_s + max(fraction, 0.0) * (ranks[rank].high_s - low_s))
+            gpu_s += ranks[rank].head_s
             if n > table.graph_max_tokens:
                 gpu_s = max(gpu_s, table.eager_time_s)
             step_s = max(step_s, gpu_s + table.step_overhead_s)
         for rank in range(first, last):
-            ranks.free_blocks[rank] -= ranks.block_residue[rank, ranks.iteration[rank] % limits.block_tokens]
-            ranks.context_sum[rank] += ranks.n_decoding[rank]
-            ranks.iteration[rank] += 1
+            ranks[rank].free_blocks -= seats.block_residue[rank, ranks[rank].iteration % limits.block_tokens]
+            ranks[rank].context_sum += ranks[rank].n_decoding
+            ranks[rank].iteration += 1
         start_s = clock_s
         clock_s += step_s
         done += 1
     for rank in range(first, last):
-        n = ranks.n_decoding[rank]
-        ranks.sums[rank, DECODE_TOKENS] += n * done
-        ranks.sums[rank, RUNNING_TIME_S] += n * (clock_s - begin_s)
-        used = limits.n_blocks - ranks.free_blocks[rank]
-        ranks.sums[rank, PEAK_BLOCKS] = max(ranks.sums[rank, PEAK_BLOCKS], float(used))
-    pool.sums[replica, BUSY_S] += clock_s - begin_s
-    pool.sums[replica, N_ITERATIONS] += done
-    pool.clock_s[replica] = clock_s
-    pool.previous_s[replica] = start_s
+        n = ranks[rank].n_decoding
+        ranks[rank].decode_tokens += n * done
+        ranks[rank].running_time_s += n * (clock_s - begin_s)
+        used = limits.n_blocks - ranks[rank].free_blocks
+        ranks[rank].peak_blocks = max(ranks[rank].peak_blocks, used)
+    pool.replicas[replica].busy_s += clock_s - begin_s
+    pool.replicas[replica].n_iterations += done
+    pool.replicas[replica].clock_s = clock_s
+    pool.replicas[replica].previous_s = start_s
 
 
 @njit
@@ -452,19 +470,19 @@ def _enter_cell(table, ranks, rank, n, context):
     values = table.decode_attention_time_s
     i, fraction = _cell(table.decode_batch_grid, float(n))
     j, _ = _cell(grid, context)
-    ranks.cell[rank, 0] = _interpolate(table.token_grid, table.linear_time_s, float(n))
-    ranks.cell[rank, 1] = _interpolate(table.head_rows_grid, table.head_time_s, float(n))
-    ranks.cell[rank, 2] = values[i, j] + fraction * (values[i + 1, j] - values[i, j])
-    ranks.cell[rank, 3] = values[i, j + 1] + fraction * (values[i + 1, j + 1] - values[i, j + 1])
-    ranks.cell[rank, 4] = grid[j]
-    ranks.cell[rank, 5] = grid[j + 1]
+    ranks[rank].linear_s = _interpolate(table.token_grid, table.linear_time_s, float(n))
+    ranks[rank].head_s = _interpolate(table.head_rows_grid, table.head_time_s, float(n))
+    ranks[rank].low_s = values[i, j] + fraction * (values[i + 1, j] - values[i, j])
+    ranks[rank].high_s = values[i, j + 1] + fraction * (values[i + 1, j + 1] - values[i, j + 1])
+    ranks[rank].low_tokens = grid[j]
+    ranks[rank].high_tokens = grid[j + 1]
 
 
 @njit
 def _running(limits, ranks, replica):
     first = replica * limits.ranks_per_replica
     for rank in range(first, first + limits.ranks_per_replica):
-        if ranks.n_decoding[rank] > 0 or ranks.prefilling[rank] >= 0:
+        if ranks[rank].n_decoding > 0 or ranks[rank].prefilling >= 0:
             return True
     return False
 
@@ -473,39 +491,39 @@ def _running(limits, ranks, replica):
 def _busy(limits, ranks, replica):
     first = replica * limits.ranks_per_replica
     for rank in range(first, first + limits.ranks_per_replica):
-        if ranks.queue_head[rank] >= 0:
+        if ranks[rank].queue_head >= 0:
             return True
     return _running(limits, ranks, replica)
 
 
 @njit
-def _advance(table, limits, requests, ranks, pool, replica, limit_s):
+def _advance(table, limits, requests, ranks, seats, pool, replica, limit_s):
     """Runs a replica's iterations that start before ``limit_s``; with closed-loop users, only until a request ends."""
     first = replica * limits.ranks_per_replica
     last = first + limits.ranks_per_replica
     n_ended = pool.counters[N_ENDED]
-    while pool.clock_s[replica] < limit_s and _busy(limits, ranks, replica):
-        steps = _only_decodes(limits, requests, ranks, first, last)
+    while pool.replicas[replica].clock_s < limit_s and _busy(limits, ranks, replica):
+        steps = _only_decodes(limits, requests, ranks, seats, first, last)
         if steps > 1:
-            _decode_run(table, limits, ranks, pool, replica, steps - 1, limit_s)
-            if pool.clock_s[replica] >= limit_s:
+            _decode_run(table, limits, ranks, seats, pool, replica, steps - 1, limit_s)
+            if pool.replicas[replica].clock_s >= limit_s:
                 return
-        start_s = pool.clock_s[replica]
+        start_s = pool.replicas[replica].clock_s
         cutoff_s = start_s
         if limits.lookahead and _running(limits, ranks, replica):
-            cutoff_s = pool.previous_s[replica]
+            cutoff_s = pool.replicas[replica].previous_s
         step_s = 0.0
         for rank in range(first, last):
-            step_s = max(step_s, _compose(table, limits, requests, ranks, rank, start_s, cutoff_s))
+            step_s = max(step_s, _compose(table, limits, requests, ranks, seats, rank, start_s, cutoff_s))
         end_s = start_s + step_s
         for rank in range(first, last):
-            n_running = ranks.n_decoding[rank] + ranks.n_joining[rank] + (ranks.prefilling[rank] >= 0)
-            ranks.sums[rank, RUNNING_TIME_S] += n_running * step_s
-            _complete(limits, requests, ranks, pool, rank, end_s)
-        pool.sums[replica, BUSY_S] += step_s
-        pool.sums[replica, N_ITERATIONS] += 1
-        pool.previous_s[replica] = start_s
-        pool.clock_s[replica] = end_s
+            n_running = ranks[rank].n_decoding + ranks[rank].n_joining + (ranks[rank].prefilling >= 0)
+            ranks[rank].running_time_s += n_running * step_s
+            _complete(limits, requests, ranks, seats, pool, rank, end_s)
+        pool.replicas[replica].busy_s += step_s
+        pool.replicas[replica].n_iterations += 1
+        pool.replicas[replica].previous_s = start_s
+        pool.replicas[replica].clock_s = end_s
         if limits.closed_loop and pool.counters[N_ENDED] > n_ended:
             return
 
@@ -522,7 +540,7 @@ def _choose_rank(limits, ranks, pool, n_replicas):
         start = best
         for i in range(n_ranks):
             rank = (start + i) % n_ranks
-            load = ranks.n_waiting[rank] + ranks.n_decoding[rank] + (ranks.prefilling[rank] >= 0)
+            load = ranks[rank].n_waiting + ranks[rank].n_decoding + (ranks[rank].prefilling >= 0)
             if load < fewest:
                 fewest = load
                 best = rank
@@ -532,8 +550,8 @@ def _choose_rank(limits, ranks, pool, n_replicas):
 @njit
 def _dispatch(limits, requests, ranks, pool, rank, request, ready_s):
     """Hands a request to a rank's queue, or rejects it when it can never be served."""
-    n_in = requests.input_tokens[request]
-    n_out = requests.output_tokens[request]
+    n_in = requests[request].input_tokens
+    n_out = requests[request].output_tokens
     outcome = np.int64(PENDING)
     if n_in < 1 or n_out < 1:
         outcome = np.int64(REJECTED_EMPTY)
@@ -546,34 +564,34 @@ def _dispatch(limits, requests, ranks, pool, rank, request, ready_s):
         return
     replica = rank // limits.ranks_per_replica
     if not _busy(limits, ranks, replica):
-        pool.clock_s[replica] = max(pool.clock_s[replica], ready_s)
-        pool.previous_s[replica] = pool.clock_s[replica]
+        pool.replicas[replica].clock_s = max(pool.replicas[replica].clock_s, ready_s)
+        pool.replicas[replica].previous_s = pool.replicas[replica].clock_s
     pool.counters[N_DISPATCHED] += 1
-    requests.rank[request] = rank
-    requests.next_waiting[request] = -1
-    if ranks.queue_head[rank] < 0:
-        ranks.queue_head[rank] = request
+    requests[request].rank = rank
+    requests[request].next_waiting = -1
+    if ranks[rank].queue_head < 0:
+        ranks[rank].queue_head = request
     else:
-        requests.next_waiting[ranks.queue_tail[rank]] = request
-    ranks.queue_tail[rank] = request
-    ranks.n_waiting[rank] += 1
+        requests[ranks[rank].queue_tail].next_waiting = request
+    ranks[rank].queue_tail = request
+    ranks[rank].n_waiting += 1
 
 
 @njit(cache=True)
-def run(table, limits, requests, ranks, pool, until_s):
+def run(table, limits, requests, ranks, seats, pool, until_s):
     """Advances the pool: all arrivals, and all iterations that start, before ``until_s`` [s].
 
     State lives in the arrays: a run cut into any windows gives the same events. Returns how many requests have ended.
     """
-    n_requests = requests.arrival_s.size
-    n_replicas = pool.clock_s.size
+    n_requests = requests.size
+    n_replicas = pool.replicas.size
     counters = pool.counters
     while True:
         request = counters[NEXT_REQUEST]
         sent_s = np.inf
         if request < n_requests:
             if not limits.closed_loop:
-                sent_s = requests.arrival_s[request]
+                sent_s = requests[request].arrival_s
             elif counters[N_USERS_READY] > 0:
                 sent_s = pool.user_ready_s[0]
         ready_s = sent_s + limits.request_overhead_s
@@ -583,28 +601,28 @@ def run(table, limits, requests, ranks, pool, until_s):
             behind = np.int64(-1)  # a plain -1 would be a literal type, and compile everything below twice
             second_s = limit_s
             for replica in range(n_replicas):
-                if _busy(limits, ranks, replica) and pool.clock_s[replica] < limit_s:
-                    if behind < 0 or pool.clock_s[replica] < pool.clock_s[behind]:
+                if _busy(limits, ranks, replica) and pool.replicas[replica].clock_s < limit_s:
+                    if behind < 0 or pool.replicas[replica].clock_s < pool.replicas[behind].clock_s:
                         if behind >= 0:
-                            second_s = min(second_s, pool.clock_s[behind])
+                            second_s = min(second_s, pool.replicas[behind].clock_s)
                         behind = replica
                     else:
-                        second_s = min(second_s, pool.clock_s[replica])
+                        second_s = min(second_s, pool.replicas[replica].clock_s)
             if behind >= 0:
                 # Of replicas at the same instant any may run one iteration: what it ends, it ends later.
-                second_s = max(second_s, np.nextafter(pool.clock_s[behind], np.inf))
-                _advance(table, limits, requests, ranks, pool, behind, second_s)
+                second_s = max(second_s, np.nextafter(pool.replicas[behind].clock_s, np.inf))
+                _advance(table, limits, requests, ranks, seats, pool, behind, second_s)
                 continue
         if ready_s >= until_s or limits.least_loaded:
             for replica in range(n_replicas):
-                _advance(table, limits, requests, ranks, pool, replica, limit_s)
+                _advance(table, limits, requests, ranks, seats, pool, replica, limit_s)
         if ready_s >= until_s:
             return counters[N_ENDED]
         rank = _choose_rank(limits, ranks, pool, n_replicas)
-        _advance(table, limits, requests, ranks, pool, rank // limits.ranks_per_replica, limit_s)
+        _advance(table, limits, requests, ranks, seats, pool, rank // limits.ranks_per_replica, limit_s)
         if limits.closed_loop:
             _heap_remove(pool.user_ready_s, pool.user, counters[N_USERS_READY], np.int64(0))
             counters[N_USERS_READY] -= 1
-            requests.arrival_s[request] = sent_s
+            requests[request].arrival_s = sent_s
         counters[NEXT_REQUEST] += 1
         _dispatch(limits, requests, ranks, pool, rank, request, ready_s)

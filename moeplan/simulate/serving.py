@@ -134,45 +134,50 @@ class _Run:
         self.table = kernel_table(table)
         self.requests = _request_state(requests)
         n_ranks = n_replicas * limits.ranks_per_replica
-        self.ranks = _rank_state(limits, n_ranks, len(requests))
+        self.ranks = _rank_state(limits, n_ranks)
+        self.seats = _seats(limits, n_ranks, len(requests))
         self.pool = _pool_state(n_replicas, requests.n_users)
         self.samples: list[tuple[float, int, int]] = []
+
+    def advance(self, until_s: float) -> int:
+        """Runs the kernel to ``until_s``; how many requests have ended."""
+        return int(kernel.run(self.table, self.limits, self.requests, self.ranks, self.seats, self.pool, until_s))
 
     def windows(
         self, environment: simpy.Environment, window_s: float, progress: Callable[[float], None] | None
     ) -> Generator[simpy.Event, None, None]:
         """One simpy event per window: the kernel goes to its end, the queues are sampled."""
-        n_requests = self.requests.arrival_s.size
+        n_requests = self.requests.size
         ended = 0
         while ended < n_requests:
             yield environment.timeout(window_s)
-            ended = kernel.run(self.table, self.limits, self.requests, self.ranks, self.pool, float(environment.now))
-            running = int(self.ranks.n_decoding.sum() + (self.ranks.prefilling >= 0).sum())
-            self.samples.append((float(environment.now), int(self.ranks.n_waiting.sum()), running))
+            ended = self.advance(float(environment.now))
+            running = int(self.ranks["n_decoding"].sum() + (self.ranks["prefilling"] >= 0).sum())
+            self.samples.append((float(environment.now), int(self.ranks["n_waiting"].sum()), running))
             if progress is not None:
                 progress(ended / n_requests)
 
     def log(self) -> EventLog:
-        sums, limits = self.ranks.sums, self.limits
         window_s, waiting, running = (np.array(column) for column in zip(*self.samples, strict=True))
+        requests = {name: self.requests[name].copy() for name in kernel.REQUEST.names}
         log = EventLog(
-            arrival_s=self.requests.arrival_s,
-            scheduled_s=self.requests.scheduled_s,
-            first_token_s=self.requests.first_token_s,
-            finish_s=self.requests.finish_s,
-            outcome=self.requests.outcome,
-            input_tokens=self.requests.input_tokens,
-            output_tokens=self.requests.output_tokens,
-            replica=self.requests.rank // limits.ranks_per_replica,
+            arrival_s=requests["arrival_s"],
+            scheduled_s=requests["scheduled_s"],
+            first_token_s=requests["first_token_s"],
+            finish_s=requests["finish_s"],
+            outcome=requests["outcome"],
+            input_tokens=requests["input_tokens"],
+            output_tokens=requests["output_tokens"],
+            replica=requests["rank"] // self.limits.ranks_per_replica,
             n_users=self.pool.user.size,
-            n_ranks=self.ranks.iteration.size,
-            replica_busy_s=self.pool.sums[:, kernel.BUSY_S],
-            replica_iterations=self.pool.sums[:, kernel.N_ITERATIONS].astype(np.int64),
-            prefill_tokens=int(sums[:, kernel.PREFILL_TOKENS].sum()),
-            decode_tokens=int(sums[:, kernel.DECODE_TOKENS].sum()),
-            running_time_s=float(sums[:, kernel.RUNNING_TIME_S].sum()),
-            n_preemptions=int(sums[:, kernel.N_PREEMPTIONS].sum()),
-            kv_peak_frac=float(sums[:, kernel.PEAK_BLOCKS].max() / max(limits.n_blocks, 1)),
+            n_ranks=self.ranks.size,
+            replica_busy_s=self.pool.replicas["busy_s"].copy(),
+            replica_iterations=self.pool.replicas["n_iterations"].copy(),
+            prefill_tokens=int(self.ranks["prefill_tokens"].sum()),
+            decode_tokens=int(self.ranks["decode_tokens"].sum()),
+            running_time_s=float(self.ranks["running_time_s"].sum()),
+            n_preemptions=int(self.ranks["n_preemptions"].sum()),
+            kv_peak_frac=float(self.ranks["peak_blocks"].max() / max(self.limits.n_blocks, 1)),
             window_s=window_s,
             window_waiting=waiting,
             window_running=running,
@@ -198,49 +203,31 @@ def kernel_table(table: StepTable) -> kernel.Table:
     )
 
 
-def _request_state(requests: Requests) -> kernel.Requests:
-    n = len(requests)
-    return kernel.Requests(
-        arrival_s=np.array(requests.arrival_s, dtype=np.float64),
-        input_tokens=np.array(requests.input_tokens, dtype=np.int64),
-        output_tokens=np.array(requests.output_tokens, dtype=np.int64),
-        scheduled_s=np.full(n, np.nan),
-        first_token_s=np.full(n, np.nan),
-        finish_s=np.full(n, np.nan),
-        outcome=np.full(n, kernel.PENDING, dtype=np.int64),
-        rank=np.full(n, -1, dtype=np.int64),
-        next_waiting=np.full(n, -1, dtype=np.int64),
-        generated=np.zeros(n, dtype=np.int64),
-        joined=np.zeros(n, dtype=np.int64),
-        admission=np.zeros(n, dtype=np.int64),
-    )
+def _request_state(requests: Requests) -> npt.NDArray[np.void]:
+    state = np.zeros(len(requests), dtype=kernel.REQUEST)
+    for name in ("arrival_s", "input_tokens", "output_tokens"):
+        state[name] = getattr(requests, name)
+    for name in ("scheduled_s", "first_token_s", "finish_s"):
+        state[name] = np.nan
+    state["rank"] = state["next_waiting"] = -1
+    state["outcome"] = kernel.PENDING
+    return state
 
 
-def _rank_state(limits: kernel.Limits, n_ranks: int, n_requests: int) -> kernel.Ranks:
-    def zeros() -> Ints:
-        return np.zeros(n_ranks, dtype=np.int64)
+def _rank_state(limits: kernel.Limits, n_ranks: int) -> npt.NDArray[np.void]:
+    state = np.zeros(n_ranks, dtype=kernel.RANK)
+    state["queue_head"] = state["queue_tail"] = state["prefilling"] = -1
+    state["free_blocks"] = limits.n_blocks
+    return state
 
-    def nobody() -> Ints:
-        return np.full(n_ranks, -1, dtype=np.int64)
 
-    seats = (n_ranks, min(limits.max_num_seqs, n_requests))
-    return kernel.Ranks(
-        iteration=zeros(),
-        queue_head=nobody(),
-        queue_tail=nobody(),
-        n_waiting=zeros(),
-        n_decoding=zeros(),
-        context_sum=zeros(),
-        free_blocks=np.full(n_ranks, limits.n_blocks, dtype=np.int64),
-        prefilling=nobody(),
-        prefilled=zeros(),
-        n_joining=zeros(),
-        joining=np.zeros(seats, dtype=np.int64),
-        end_iteration=np.zeros(seats),
-        end_request=np.zeros(seats, dtype=np.int64),
+def _seats(limits: kernel.Limits, n_ranks: int, n_requests: int) -> kernel.Seats:
+    shape = (n_ranks, min(limits.max_num_seqs, n_requests))
+    return kernel.Seats(
+        joining=np.zeros(shape, dtype=np.int64),
+        end_iteration=np.zeros(shape),
+        end_request=np.zeros(shape, dtype=np.int64),
         block_residue=np.zeros((n_ranks, limits.block_tokens), dtype=np.int64),
-        cell=np.zeros((n_ranks, 6)),
-        sums=np.zeros((n_ranks, kernel.N_RANK_SUMS)),
     )
 
 
@@ -248,9 +235,7 @@ def _pool_state(n_replicas: int, n_users: int) -> kernel.Pool:
     counters = np.zeros(kernel.N_COUNTERS, dtype=np.int64)
     counters[kernel.N_USERS_READY] = n_users
     return kernel.Pool(
-        clock_s=np.zeros(n_replicas),
-        previous_s=np.zeros(n_replicas),
-        sums=np.zeros((n_replicas, kernel.N_REPLICA_SUMS)),
+        replicas=np.zeros(n_replicas, dtype=kernel.REPLICA),
         user_ready_s=np.zeros(n_users),  # all users send at time zero
         user=np.zeros(n_users, dtype=np.int64),
         counters=counters,

@@ -74,7 +74,7 @@ def cases(draw):
 def run_kernel(table, limits, n_replicas, requests, windows_s=()):
     run = _Run(table, limits, requests, n_replicas)
     for until_s in (*windows_s, np.inf):
-        kernel.run(run.table, run.limits, run.requests, run.ranks, run.pool, float(until_s))
+        run.advance(until_s)
     return run
 
 
@@ -87,20 +87,20 @@ def test_kernel_gives_the_events_of_the_twin(case):
         table, limits, n_replicas, requests.arrival_s, requests.input_tokens, requests.output_tokens, requests.n_users
     ).run()
     state = run.requests
-    assert state.outcome.tolist() == [r.outcome for r in twin.requests]
-    assert state.rank.tolist() == [r.rank for r in twin.requests]
+    assert state["outcome"].tolist() == [r.outcome for r in twin.requests]
+    assert state["rank"].tolist() == [r.rank for r in twin.requests]
     for name in ("arrival_s", "scheduled_s", "first_token_s", "finish_s"):
         expected = [getattr(r, name) for r in twin.requests]
-        np.testing.assert_allclose(getattr(state, name), expected, rtol=1e-12, atol=1e-13, err_msg=name)
+        np.testing.assert_allclose(state[name], expected, rtol=1e-12, atol=1e-13, err_msg=name)
     busy = [i for i in twin.iterations if i.end_s > i.start_s]
-    assert run.pool.sums[:, kernel.N_ITERATIONS].sum() == len(busy)
-    assert run.ranks.sums[:, kernel.DECODE_TOKENS].sum() == sum(i.decode for i in busy)
-    assert run.ranks.sums[:, kernel.PREFILL_TOKENS].sum() == sum(i.prefill_tokens for i in busy)
+    assert run.pool.replicas["n_iterations"].sum() == len(busy)
+    assert run.ranks["decode_tokens"].sum() == sum(i.decode for i in busy)
+    assert run.ranks["prefill_tokens"].sum() == sum(i.prefill_tokens for i in busy)
     running_time_s = sum(i.running * (i.end_s - i.start_s) for i in busy)
-    assert run.ranks.sums[:, kernel.RUNNING_TIME_S].sum() == pytest.approx(running_time_s)
+    assert run.ranks["running_time_s"].sum() == pytest.approx(running_time_s)
     if limits.ranks_per_replica == 1:
         peak = max((i.used_blocks for i in busy), default=0)
-        assert run.ranks.sums[:, kernel.PEAK_BLOCKS].max() == peak
+        assert run.ranks["peak_blocks"].max() == peak
 
 
 @settings(max_examples=100, deadline=None)
@@ -108,11 +108,14 @@ def test_kernel_gives_the_events_of_the_twin(case):
 def test_windows_change_nothing(case, windows_s):
     whole = run_kernel(*case)
     cut = run_kernel(*case, windows_s=sorted(windows_s))
-    for ours, theirs in zip((*whole.requests, *whole.ranks), (*cut.requests, *cut.ranks), strict=True):
-        if ours is not whole.ranks.cell and ours is not whole.ranks.sums:
-            np.testing.assert_array_equal(ours, theirs)
-    np.testing.assert_array_equal(whole.pool.clock_s, cut.pool.clock_s)
-    np.testing.assert_allclose(whole.ranks.sums, cut.ranks.sums, rtol=1e-12)
+    for name in whole.requests.dtype.names:
+        np.testing.assert_array_equal(whole.requests[name], cut.requests[name], err_msg=name)
+    for name in whole.ranks.dtype.names:
+        if name == "running_time_s":
+            np.testing.assert_allclose(whole.ranks[name], cut.ranks[name], rtol=1e-12)
+        elif name not in ("linear_s", "head_s", "low_s", "high_s", "low_tokens", "high_tokens"):
+            np.testing.assert_array_equal(whole.ranks[name], cut.ranks[name], err_msg=name)
+    np.testing.assert_array_equal(whole.pool.replicas["clock_s"], cut.pool.replicas["clock_s"])
 
 
 @settings(max_examples=200, deadline=None)
@@ -121,22 +124,23 @@ def test_nothing_is_left_behind(case):
     """Every request has one outcome and every seat, token and KV block is given back."""
     _, limits, _, requests = case
     run = run_kernel(*case)
-    assert np.all(run.requests.outcome != kernel.PENDING)
+    assert np.all(run.requests["outcome"] != kernel.PENDING)
     assert run.pool.counters[kernel.N_ENDED] == len(requests)
-    assert np.all(run.ranks.free_blocks == limits.n_blocks)
-    for name in ("n_waiting", "n_decoding", "context_sum", "block_residue", "n_joining"):
-        assert not np.any(getattr(run.ranks, name)), name
-    assert np.all(run.ranks.queue_head == -1)
-    done = run.requests.outcome == kernel.COMPLETED
-    produced = run.ranks.sums[:, kernel.DECODE_TOKENS].sum()
-    preemptions = run.ranks.sums[:, kernel.N_PREEMPTIONS].sum()
+    assert np.all(run.ranks["free_blocks"] == limits.n_blocks)
+    for name in ("n_waiting", "n_decoding", "context_sum", "n_joining"):
+        assert not np.any(run.ranks[name]), name
+    assert not np.any(run.seats.block_residue)
+    assert np.all(run.ranks["queue_head"] == -1)
+    done = run.requests["outcome"] == kernel.COMPLETED
+    produced = run.ranks["decode_tokens"].sum()
+    preemptions = run.ranks["n_preemptions"].sum()
     # A prompt's last chunk gives one token; so does each recomputation that got that far.
     tokens = requests.output_tokens[done].sum()
     assert tokens - done.sum() - preemptions <= produced <= tokens - done.sum()
     prompts = requests.input_tokens[done].sum()
-    assert run.ranks.sums[:, kernel.PREFILL_TOKENS].sum() >= prompts
+    assert run.ranks["prefill_tokens"].sum() >= prompts
     if preemptions == 0:
-        assert run.ranks.sums[:, kernel.PREFILL_TOKENS].sum() == prompts
+        assert run.ranks["prefill_tokens"].sum() == prompts
 
 
 def test_cases_cover_preemption_and_rejection():
@@ -147,8 +151,8 @@ def test_cases_cover_preemption_and_rejection():
     @given(cases())
     def look(case):
         run = run_kernel(*case)
-        seen.update(run.requests.outcome.tolist())
-        seen.update({"preempted"} if run.ranks.sums[:, kernel.N_PREEMPTIONS].sum() else ())
+        seen.update(run.requests["outcome"].tolist())
+        seen.update({"preempted"} if run.ranks["n_preemptions"].sum() else ())
 
     look()
     assert {kernel.COMPLETED, kernel.REJECTED_EMPTY, kernel.REJECTED_CONTEXT, kernel.REJECTED_KV, "preempted"} <= seen
