@@ -20,6 +20,8 @@ from moeplan.costs.fabrics import (
     domain_ranks,
     fabric_of,
     inner_bytes_per_s,
+    meshed_frac,
+    multicasts,
     scale_out_of,
     stream_bytes_per_s,
 )
@@ -154,7 +156,7 @@ def custom_all_reduce_time_s(
     start_s = p["base_s"] + p["hop_s"] * (n - 1)
     one_shot_s = start_s + (n - 1) * size / (rate * p["one_shot_efficiency"])
     two_shot_s = start_s + p["two_shot_s"] + 2 * (n - 1) / n * size / (rate * p["two_shot_efficiency"])
-    bulk_s = p["base_s"] + p["bulk_hop_s"] * 2 * (n - 1) + _stream_s(size, n, 2, rate, p)
+    bulk_s = p["base_s"] + p["bulk_hop_s"] * 2 * (n - 1) + _stream_s(size, n, 2, rate, hardware, p)
     time_s = _switched_s(np.minimum(one_shot_s, two_shot_s), bulk_s, size / p["limit_bytes"], _LIMIT_STEEPNESS)
     return np.where(n > 1, time_s, 0.0)
 
@@ -181,8 +183,9 @@ def send_time_s(n_bytes: ArrayLike, *, hardware: Hardware, p: Mapping[str, float
     """Send ``n_bytes`` from one GPU to another [s], over the scale-up link or, if not ``same_domain``, one NIC."""
     size = np.asarray(n_bytes, np.float64)
     if same_domain:
-        # Any two cards of a PCIe machine: seldom the pair under one switch.
-        rate = hardware.scale_up.bytes_per_s * (p["host_path"] if hardware.scale_up.kind == "pcie" else 1.0)
+        # Any two cards of a PCIe machine: seldom the pair under one switch. A mesh has one link between two GPUs.
+        path = p["host_path"] if hardware.scale_up.kind == "pcie" else float(meshed_frac(2, hardware))
+        rate = hardware.scale_up.bytes_per_s * path
         return p["base_s"] + size / (rate * p["efficiency"])
     hop_s = fabric_of(scale_out_of(hardware)).hop_s
     return p["base_s"] + hop_s + size / stream_bytes_per_s(hardware)
@@ -228,7 +231,7 @@ def _ring_time_s(
     node = np.minimum(local, hardware.n_gpus_per_node)
     hops = 2 * (node - 1 + np.ceil(np.log2(local / node))) if passes == 2 else steps
     low_stream_s = steps / n * size / (rate * p["low_latency_efficiency"])
-    stream_s = _stream_s(size, n, passes, rate, p)
+    stream_s = _stream_s(size, n, passes, rate, hardware, p)
     far_s = np.zeros_like(size)
     if np.any(n > local):
         domains = n / local
@@ -248,10 +251,12 @@ def _ring_time_s(
     return np.where(n > 1, _switched_s(low_s, bulk_s, size / n / p["switch_bytes"], _SWITCH_STEEPNESS), 0.0)
 
 
-def _stream_s(size: Array, n: Array, passes: int, rate: Array, p: Mapping[str, float]) -> Array:
+def _stream_s(
+    size: Array, n: Array, passes: int, rate: Array, hardware: Hardware, p: Mapping[str, float]
+) -> Array:
     """Bulk transfer [s]: ring with the rank's own chunk, or for an all-reduce the switch's multicast where faster."""
     ring_s = (passes * (n - 1) + p["local_chunks"]) / n * size / (rate * p["efficiency"])
-    if passes == 1 or "multicast_efficiency" not in p:
+    if passes == 1 or "multicast_efficiency" not in p or not multicasts(hardware):
         return ring_s
     # In-switch reduction: a rank sends its data up once, and its reduced chunk once to be multicast.
     multicast_s = (n + 1) / n * size / (rate * p["multicast_efficiency"])

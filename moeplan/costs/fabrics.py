@@ -88,18 +88,36 @@ def domain_ranks(n_gpus: Array, hardware: Hardware, ranks_per_domain: ArrayLike 
     return np.minimum(n_gpus, asked)
 
 
+def meshed_frac(local: ArrayLike, hardware: Hardware) -> Array:
+    """Share of a GPU's links that a group of ``local`` can use: the domain is a full mesh of pairs, or a switch (1).
+
+    Infinity Fabric (MI300X: 7 links of 64 GB/s, one to each peer, AMD data sheet) and Gaudi's Ethernet are meshes.
+    """
+    ranks = np.asarray(local, np.float64)
+    peers = hardware.n_gpus_scale_up - 1
+    if hardware.scale_up.kind not in ("xgmi", "ethernet") or peers < 1:
+        return np.ones_like(ranks)
+    return np.clip((ranks - 1) / peers, 1 / peers, 1.0)
+
+
+def multicasts(hardware: Hardware) -> bool:
+    """Whether the switch can add and multicast (NVLS): third-generation NVSwitch, from Hopper on."""
+    return hardware.scale_up.kind == "nvlink" and hardware.device.architecture not in ("volta", "ampere")
+
+
 def inner_bytes_per_s(local: Array, hardware: Hardware, p: Mapping[str, float]) -> Array:
     """Datasheet rate per GPU and direction inside a domain of ``local`` ranks, after the PCIe host path [bytes/s].
 
-    More GPUs than a bridge joins fall back to PCIe. Two PCIe cards talk through one switch or root port; more than two
+    Where every pair has links of its own a smaller group leaves the links to the others idle. More GPUs than a bridge
+    joins fall back to PCIe. Two PCIe cards talk through one switch or root port; more than two
     share the path through the host, which leaves each the fraction ``host_path``.
     """
     pcie = hardware.host.pcie
-    bridged = hardware.scale_up.bytes_per_s
+    bridged = hardware.scale_up.bytes_per_s * meshed_frac(local, hardware)
     if hardware.scale_up.kind == "pcie":
-        host_rate, is_host = bridged, local > 2
+        host_rate, is_host = hardware.scale_up.bytes_per_s, local > 2
     elif pcie is not None:
         host_rate, is_host = pcie.bytes_per_s, local > hardware.n_gpus_scale_up
     else:
-        host_rate, is_host = bridged, np.zeros(local.shape, bool)
+        return bridged
     return np.where(is_host, host_rate * p.get("host_path", 1.0), bridged)

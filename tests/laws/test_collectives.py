@@ -171,3 +171,21 @@ def test_engine_takes_the_faster_all_reduce_inside_a_domain_only() -> None:
     assert fast[0] < 0.5 * nccl[0]
     far = collectives.fast_all_reduce_time_s(sizes, 16, hardware=machine(), p=p, custom=custom)
     np.testing.assert_array_equal(far, collectives.all_reduce_time_s(sizes, 16, hardware=machine(), p=p))
+
+
+def test_a_pair_in_a_mesh_has_one_link() -> None:
+    """MI300X: 7 links of 64 GB/s; two GPUs share one, eight use all."""
+    mesh, switch = machine("xgmi", 448e9), machine("nvlink", 448e9)
+    p = collectives.DEFAULTS["all_gather"]
+    ratio = [
+        float(collectives.all_gather_time_s(1e12, n, hardware=mesh, p=p))
+        / float(collectives.all_gather_time_s(1e12, n, hardware=switch, p=p))
+        for n in (2, 4, 8)
+    ]
+    np.testing.assert_allclose(ratio, [7.0, 7 / 3, 1.0], rtol=1e-3)
+
+
+def test_only_newer_switches_multicast() -> None:
+    ampere = replace(machine(), device=replace(machine().device, architecture="ampere"))
+    slow, fast = (float(cost("all_reduce", 1e10, 8, hardware)) for hardware in (ampere, machine()))
+    assert slow > 1.05 * fast
