@@ -22,7 +22,7 @@ def did_you_mean(word: str, known: Iterable[str], n: int = 3) -> str:
     by_folded = {name.casefold(): name for name in known}
     folded = word[:200].casefold()
     # an abbreviation ("h200" of "h200-sxm") counts as nearer than a typing mistake
-    longer = [name for name in by_folded if len(folded) >= 2 and name.startswith(folded)]
+    longer = sorted((name for name in by_folded if len(folded) >= 2 and name.startswith(folded)), key=len)
     near = list(dict.fromkeys(longer + get_close_matches(folded, list(by_folded), n=n, cutoff=0.6)))[:n]
     return f"did you mean {', '.join(by_folded[name] for name in near)}?" if near else ""
 

@@ -110,7 +110,7 @@ _NAMES: dict[Dimension, tuple[str, str]] = {
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 
 # No repetition inside a repetition can match the same text twice: time is linear in the (bounded) length.
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:_[0-9]+)*)?(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
 _CURRENCY = re.compile(r"[kM]?([A-Z]{3})(?=/|$)", re.ASCII)
 
 
@@ -166,7 +166,7 @@ def _split(text: str, name: str, examples: str) -> tuple[float, str]:
     stripped = text.strip()
     match = _NUMBER.match(stripped)
     digits = match.group() if match else ""
-    if not any(c.isdigit() for c in digits):
+    if not digits:
         bare = stripped.lstrip("+-.").casefold()
         if bare.startswith(("nan", "inf")):
             raise UnitError("not a finite number", examples)
@@ -229,9 +229,11 @@ def _unknown_unit(number: float, unit: str, dimension: Dimension) -> UnitError:
                 examples,
                 f"{unit} is bits: {number:g} {unit} = {number * bits[unit] / 1e9:g} {byte_unit} (capital B is byte)",
             )
-    for other, units in _UNITS.items():
-        if unit in units and unit:
-            return UnitError(f"{unit} is {_NAMES[other][0]}, expected {name}", examples)
+    others = [other for other, units in _UNITS.items() if unit in units]
+    if others:
+        # the dimension for which this unit is the natural one: USD/month is an amount per month, not per hour
+        natural = min(others, key=lambda other: _UNITS[other][unit] != 1.0)
+        return UnitError(f"{unit} is {_NAMES[natural][0]}, expected {name}", examples)
     folded = {u.casefold(): u for u in _UNITS[dimension] if u}
     near = get_close_matches(unit.casefold(), list(folded), n=1, cutoff=0.5)
     hint = f"did you mean {folded[near[0]]}? (capitals matter)" if near else ""

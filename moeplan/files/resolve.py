@@ -8,10 +8,9 @@ from typing import Any, Literal, cast
 
 from pydantic import ValidationError
 
-from moeplan.errors import InputError
+from moeplan.errors import InputError, input_error
 from moeplan.files.locate import is_path
 from moeplan.files.model_data import load_model_error
-from moeplan.files.overrides import inside
 from moeplan.files.resolve_checks import check_serving_layout, check_training
 from moeplan.files.resolve_money import exchange_rates, raise_if_any, resolve_money
 from moeplan.files.resolve_serving import resolve_layout, resolve_precision, resolve_serving
@@ -171,7 +170,10 @@ def _local(rs: Resolving, name: str, loc: Loc, suffixes: tuple[str, ...]) -> str
     looks_like_path = name.endswith(suffixes) or name.startswith((".", "/", "~"))
     if not looks_like_path and not (is_path(name) and (rs.folder / name).exists()):
         return name
-    return "./" + inside(name, rs.mark(loc), rs.folder, loc).relative_to(rs.folder).as_posix()
+    path = rs.inside(name, loc)
+    if not path.exists():
+        raise input_error(name, f"no such {loc[-1]} file")
+    return "./" + path.relative_to(rs.folder).as_posix()
 
 
 def _comparison(

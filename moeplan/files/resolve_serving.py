@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from moeplan.files.engine_defaults import Default, engine_defaults
-from moeplan.files.overrides import inside
 from moeplan.files.resolving import Resolving
 from moeplan.files.schema import EngineFile, LengthFile, PrecisionFile, ServingFile, ServingLayoutFile, TrafficFile
 from moeplan.files.schema_walk import Loc
@@ -163,7 +162,7 @@ def _recording(rs: Resolving, file: TrafficFile, loc: Loc) -> Recording | None:
     named, fmt = file.trace.file, file.trace.format
 
     def read() -> Recording:
-        return read_trace(inside(named, rs.mark((*loc, "file")), rs.folder, (*loc, "file")), fmt)
+        return read_trace(rs.inside(named, (*loc, "file")), fmt)
 
     rs.note("serving.traffic.trace", (*loc, "file"), shorthand=True)
     return rs.attempt((*loc, "file"), read)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from moeplan.errors import InputError, Problem
-from moeplan.files.schema_walk import Loc, dotted
+from moeplan.files.overrides import inside
+from moeplan.files.schema_walk import Loc, dotted, place_of, written
 from moeplan.files.yaml_tree import Mark, Node
 from moeplan.provenance import Origin
 
@@ -28,7 +29,8 @@ class Resolving:
 
     def problem(self, loc: Loc, what: str, got: object = "", allowed: str = "", hint: str = "") -> None:
         """Record a problem at ``loc``, or at the nearest value above it that the user wrote."""
-        mark = self.mark(loc)
+        loc = written(self.tree, loc)
+        mark = place_of(self.tree, loc)
         self.problems.append(Problem(mark.file, mark.line, mark.col, dotted(loc), what, str(got), allowed, hint))
 
     def mark(self, loc: Loc) -> Mark:
@@ -47,10 +49,14 @@ class Resolving:
                 if p.line is not None:
                     self.problems.append(p)
                     continue
-                named = "" if p.file in (loc[-1], "", "hardware", "model") else p.file
+                named = "" if p.file in (loc[-1], "", "hardware", "model", "prices") else p.file
                 what = f"{named}: {p.what}" if named and named != p.got else p.what
                 self.problem(loc, what, p.got, p.allowed, p.hint)
             return None
+
+    def inside(self, text: str, loc: Loc) -> Path:
+        """The path ``text`` that stands at ``loc``; InputError when it leads out of the scenario's folder."""
+        return inside(text, self.mark(loc), self.folder, written(self.tree, loc))
 
     def given(self, loc: Loc) -> bool:
         """Whether the user wrote a value at ``loc``, or a single value that stands for the mapping above it."""

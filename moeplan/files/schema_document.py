@@ -13,8 +13,8 @@ from moeplan.files.schema_walk import section_in
 
 _HEAD = """# The scenario file
 
-Made by `moeplan schema --markdown`; do not edit. A scenario is a YAML file: plain data, no tags, no code, no environment
-variables. Needed are only `model`, `hardware`, `price` and what is asked (`serving` or `training`).
+Made by `moeplan schema --markdown`; do not edit. A scenario is a YAML file: plain data, no tags, no code, no
+environment variables. Needed are only `model`, `hardware`, `price` and what is asked (`serving` or `training`).
 
 - **Quantities** are a number and a unit in one string: `80 GB` (10^9), `80 GiB` (2^30), `400 Gb/s` (bits),
   `4 req/s`, `50 ms`, `12 months` (a month is 730 h), `3 USD/h`, `3000 USD/month`, `0.12 USD/kWh`, `20 %` or `0.2`,

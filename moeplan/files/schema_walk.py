@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from moeplan.errors import Problem, did_you_mean
 from moeplan.files.schema import ScenarioFile
 from moeplan.files.schema_types import Section
-from moeplan.files.yaml_tree import Node
+from moeplan.files.yaml_tree import Mark, Node
 
 Loc = tuple[str | int, ...]
 
@@ -41,6 +41,28 @@ def dotted(loc: Loc) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
 
 
+def written(tree: Node, loc: Loc) -> Loc:
+    """``loc`` as far as the user wrote it: a key that a single value stands for is left out."""
+    node = tree
+    for depth, part in enumerate(loc):
+        if not isinstance(node.value, dict | list):
+            return loc[:depth]
+        below = node.child(part)
+        if below is None:
+            return loc
+        node = below
+    return loc
+
+
+def place_of(tree: Node, loc: Loc) -> Mark:
+    """Where a report about ``loc`` points: a single value itself, the key of a mapping or list."""
+    node: Node | None = tree
+    for part in loc:
+        node = node.child(part) if node is not None else None
+    is_collection = node is not None and isinstance(node.value, dict | list)
+    return tree.mark_of(loc, key=is_collection and bool(loc) and isinstance(loc[-1], str))
+
+
 def problems_of(error: ValidationError, tree: Node) -> list[Problem]:
     """One located problem for each complaint of the schema."""
     return [_problem(item["type"], item["loc"], item["msg"], item.get("ctx") or {}, tree) for item in error.errors()]
@@ -55,7 +77,7 @@ def _problem(kind: str, loc: Loc, message: str, ctx: dict[str, Any], tree: Node)
         known = list(section.model_fields) if section is not None else []
         what, allowed, hint = "unknown key", ", ".join(known), did_you_mean(str(loc[-1]), known)
     elif kind == "missing":
-        mark = tree.mark_of(loc)
+        mark = place_of(tree, written(tree, loc[:-1]))
         field = section_at(loc[:-1])
         description = field.model_fields[str(loc[-1])].description if field is not None else ""
         return Problem(mark.file, mark.line, mark.col, dotted(loc), "missing key", hint=description or "")
@@ -64,15 +86,11 @@ def _problem(kind: str, loc: Loc, message: str, ctx: dict[str, Any], tree: Node)
         what, allowed = "expected a mapping of keys to values", ", ".join(section.model_fields) if section else ""
     elif kind == "list_type":
         what = "expected a list"
-    # a shorthand has no node below its single value: the path ends where the user's text ends
-    existing, node = loc, tree
-    for depth, part in enumerate(loc):
-        below = node.child(part)
-        if below is None:
-            existing = loc[:depth]
-            break
-        node = below
-    mark = tree.mark_of(loc, key=kind == "extra_forbidden")
+    existing = written(tree, loc)
+    node = tree
+    for part in existing:
+        node = node.child(part) or node
+    mark = tree.mark_of(loc, key=True) if kind == "extra_forbidden" else place_of(tree, existing)
     got = "" if kind == "extra_forbidden" or isinstance(node.value, dict | list) else str(node.plain())
     return Problem(mark.file, mark.line, mark.col, dotted(existing), what, got, allowed, hint)
 
