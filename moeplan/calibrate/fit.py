@@ -51,6 +51,10 @@ class NotConvergedError(Exception):
     """The optimiser stopped without a solution; the message says why."""
 
 
+class TooFewRowsError(Exception):
+    """There is not enough to fit."""
+
+
 def split_of(frame: pd.DataFrame, shape_columns: tuple[str, ...]) -> pd.Series:
     """Per row "train" (70 %), "interval" (10 %: residual quantiles) or "test" (20 %: never used).
 
@@ -76,18 +80,19 @@ def fit_rows(model: OpModel, frame: pd.DataFrame, place: Place, hardware: Hardwa
     """Fit ``model`` to ``frame`` (one format, exclusions applied, column ``measured_s``).
 
     Raises:
-        NotConvergedError: too few rows, or the optimiser did not converge.
+        TooFewRowsError: not enough shapes to fit and judge.
+        NotConvergedError: the optimiser did not converge.
     """
     split = split_of(frame, model.shape_columns)
     regime = model.regime_of(frame, place)
     train = thinned(frame[split == TRAIN], regime[split == TRAIN], MAX_TRAIN_ROWS, np.random.default_rng(seed))
     if len(train) < MIN_TRAIN_ROWS:
-        raise NotConvergedError(f"only {len(train)} usable rows to fit, {MIN_TRAIN_ROWS} needed")
+        raise TooFewRowsError(f"only {len(train)} usable rows to fit, {MIN_TRAIN_ROWS} needed")
     measured_s = train["measured_s"].to_numpy(np.float64)
     values, covariance = solve(model, model.inputs(train, hardware, fmt), measured_s, hardware, fmt, seed=seed)
     rest = frame[split != TRAIN]
     if rest.empty:
-        raise NotConvergedError("no shape is left to judge the fit")
+        raise TooFewRowsError("no shape is left to judge the fit")
     predicted = model.time_s(model.inputs(rest, hardware, fmt), hardware, fmt, values)
     log_error = pd.Series(np.log(rest["measured_s"].to_numpy() / predicted), index=rest.index)
     chosen = split[rest.index]
@@ -144,7 +149,7 @@ def solve(
     some = rng.permutation(len(measured_s))[:SCOUT_ROWS]
     starts = [start, *(start + rng.normal(0.0, 1.0, start.size) * prior * LOSS_SCALE for _ in range(N_STARTS - 1))]
     scouts = [run(theta, some, 60) for theta in starts]
-    solution = run(min(scouts, key=lambda scout: float(scout.cost)).x, slice(None), 200)
+    solution = run(min(scouts, key=lambda scout: float(scout.cost)).x, slice(None), 400)
     if not solution.success or not np.isfinite(solution.fun).all():
         raise NotConvergedError(f"the optimiser stopped: {solution.message}")
     return from_theta(parameters, solution.x), _covariance(solution.jac, solution.cost)

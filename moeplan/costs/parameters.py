@@ -37,6 +37,7 @@ ESTIMATES: Mapping[str, Mapping[str, float]] = {
 # Formats in the order in which one may stand for another: same arithmetic first, then same width.
 _NEAREST: dict[str, tuple[str, ...]] = {
     "fp8": ("fp8_block", "mxfp8"),
+    "fp8_kv": ("fp8",),
     "fp8_block": ("fp8", "mxfp8"),
     "mxfp8": ("fp8_block", "fp8"),
     "int8": ("fp8", "fp8_block"),
@@ -45,6 +46,7 @@ _NEAREST: dict[str, tuple[str, ...]] = {
     "w4a8_mxfp4_mxfp8": ("nvfp4", "mxfp4", "w4a16_mxfp4", "fp8_block"),
     "w4a16_mxfp4": ("int4", "mxfp4", "int8_wo"),
     "int4": ("w4a16_mxfp4", "int8_wo"),
+    "int4_g32": ("int4", "w4a16_mxfp4", "int8_wo"),
     "int8_wo": ("int4",),
     "q8_0": ("int8_wo", "int4"),
     "q6_k": ("int8_wo", "int4"),
@@ -70,7 +72,13 @@ def lookup(hardware: Hardware, op: str, engine: str, dtype: str) -> OpParameters
     """
     estimates = ESTIMATES[op]
     known = hardware.efficiency.parameters
-    engines = (engine, *(e for e in _ENGINES if e != engine), *sorted({e for o, e, _ in known if o == op}))
+    # "engine/kernel" is a kernel the engine runs for some shapes only.
+    engines = (
+        engine,
+        engine.partition("/")[0],
+        *(e for e in _ENGINES if e != engine),
+        *sorted({e for o, e, _ in known if o == op}),
+    )
     for candidate in (dtype, *_NEAREST.get(dtype, ()), "bf16"):
         for name in engines:
             found = known.get((op, name, candidate))

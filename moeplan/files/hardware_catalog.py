@@ -11,12 +11,13 @@ from typing import cast
 from pydantic import BaseModel, ValidationError
 
 from moeplan.errors import InputError, Problem, did_you_mean, input_error
-from moeplan.files.hardware_schema import DIMENSIONS, DenseRates, FitFile, LinkFile, Profile, Record
+from moeplan.files.fitted import efficiency_of
+from moeplan.files.hardware_schema import DIMENSIONS, DenseRates, LinkFile, Profile, Record
 from moeplan.files.locate import data_folder, is_path, resolve_path
 from moeplan.files.validate import problems_of
 from moeplan.files.yaml_tree import Node, load_yaml
-from moeplan.provenance import Sourced, Tier
-from moeplan.spec.hardware import Device, Efficiency, Hardware, Host, Link, OpParameters
+from moeplan.provenance import Sourced
+from moeplan.spec.hardware import Device, Hardware, Host, Link
 from moeplan.spec.precision import ComputeType
 from moeplan.units import Dimension
 
@@ -262,7 +263,9 @@ def _hardware(loaded: _Loaded) -> Hardware:
             pcie=pcie,
         ),
         allin_power_w_per_gpu=si.get("node.allin_power_per_gpu"),
-        efficiency=_efficiency(loaded.files),
+        efficiency=efficiency_of(
+            (path.parent for path in loaded.files if path.name == "profile.yaml"), profile.architecture
+        ),
     )
 
 
@@ -270,35 +273,3 @@ def _link(link: LinkFile | None, si: Mapping[str, float], place: str, n_gpus: in
     if link is None:
         return None
     return Link(link.name, si[f"{place}.bandwidth"], si[f"{place}.latency"], n_gpus, link.kind)
-
-
-def _efficiency(files: tuple[Path, ...]) -> Efficiency:
-    """The newest fitted file of the profile, else of the profile it extends."""
-    for path in files:
-        fitted = sorted((path.parent / "fitted").glob("*.yaml")) if path.name == "profile.yaml" else []
-        if fitted:
-            return _read_fits(fitted[-1])
-    return Efficiency({})
-
-
-@cache
-def _read_fits(path: Path) -> Efficiency:
-    node = load_yaml(path, what="fitted parameters")
-    try:
-        file = FitFile.model_validate(node.plain())
-    except ValidationError as error:
-        raise InputError(problems_of(error, node, FitFile)) from None
-    return Efficiency(
-        {
-            (f.op, f.engine, f.dtype): OpParameters(
-                op=f.op,
-                engine=f.engine,
-                dtype=f.dtype,
-                values=f.values,
-                tier=Tier(f.tier),
-                log_residual=f.log_residual,
-                source=f.source,
-            )
-            for f in file.fits
-        }
-    )

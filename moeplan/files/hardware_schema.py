@@ -161,25 +161,3 @@ class Profile(_Strict):
     @classmethod
     def _year_is_text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-class Fit(BaseModel):
-    """Parameters of one operation fitted on this device; keys that only say how good the fit is are not read here."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    op: str
-    engine: str
-    dtype: str
-    tier: Literal["fitted", "transferred", "estimate"]
-    values: dict[str, float]
-    log_residual: tuple[float, float, float]
-    source: str
-
-
-class FitFile(BaseModel):
-    """A fitted file; keys beside ``fits`` describe how the fit was made and are not read here."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    fits: list[Fit]

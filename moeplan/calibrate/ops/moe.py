@@ -91,15 +91,14 @@ def _vllm_fp8_hopper(frame: pd.DataFrame, place: Place) -> pd.Series:
     return (frame["moe_dtype"] == "fp8") & known_bad
 
 
-def _slower_kernel(frame: pd.DataFrame, _place: Place) -> pd.Series:
-    keys = [*_SHAPE, "moe_dtype", "distribution"]
-    fastest = frame.groupby(keys)["measured_s"].transform("min")
-    several = frame.groupby(keys)["kernel_source"].transform("nunique") > 1
-    return several & (frame["measured_s"] > fastest)
+def _engine(frame: pd.DataFrame, place: Place) -> pd.Series:
+    """The engine's usual kernel of a format (most rows) is stored under the engine, any other as ``engine/kernel``.
 
-
-def _sglang_cutlass(frame: pd.DataFrame, place: Place) -> pd.Series:
-    return frame["kernel_source"].eq("sglang_flashinfer_cutlass_moe") & (place.engine == "sglang")
+    Kernels of one engine differ by up to three times; a scenario, which names none, gets the usual one.
+    """
+    kernel = frame["kernel_source"].astype(str)
+    usual = kernel.groupby(frame["moe_dtype"]).transform(lambda names: names.value_counts().index[0])
+    return pd.Series(np.where(kernel == usual, place.engine, place.engine + "/" + kernel), index=frame.index)
 
 
 MODEL = OpModel(
@@ -113,16 +112,12 @@ MODEL = OpModel(
     inputs=_moe_inputs,
     time_s=_time_s,
     regime_of=_regime,
+    engine_of=_engine,
     exclusions=(
         Exclusion(
             "vLLM 0.24 fp8 experts on H100/H200: 2.2 to 2.5 times slower than its bf16, not what the engine does",
             _vllm_fp8_hopper,
         ),
-        Exclusion(
-            "SGLang's FlashInfer CUTLASS experts: 2 to 3 times slower than its Triton kernel at like sizes (untuned)",
-            _sglang_cutlass,
-        ),
-        Exclusion("a faster kernel of the same engine was measured for the same shape", _slower_kernel),
     ),
 )
 

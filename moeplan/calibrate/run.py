@@ -1,0 +1,170 @@
+"""The whole calibration: tables in, one fitted file per device and the transfer errors out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeplan.calibrate.fit import TEST, Fit, NotConvergedError, TooFewRowsError, fit_rows, split_of
+from moeplan.calibrate.tables import Group, cut, read
+from moeplan.calibrate.transfer import DONORS, Loan, leave_one_out, residuals
+from moeplan.errors import InputError, Problem
+from moeplan.files.fitted import Fits, Transfer, newest, read_document, write_document
+from moeplan.files.op_tables import OpTable, TableFile, table_record
+from moeplan.provenance import Tier
+from moeplan.spec.hardware import Hardware, OpParameters
+
+_SAMPLE_ROWS = 1000  # per group, kept for leave-one-device-out
+_DIGITS = 6
+
+Key = tuple[str, str, str]
+
+
+@dataclass(slots=True)
+class Calibration:
+    """What a run found, by device."""
+
+    entries: dict[str, dict[Key, dict[str, Any]]] = field(default_factory=dict)
+    samples: list[Group] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # groups without enough rows
+    failed: dict[str, list[str]] = field(default_factory=dict)  # device -> fits that did not converge
+    left_out: dict[tuple[str, str], int] = field(default_factory=dict)  # (table, reason) -> rows
+
+
+def calibrate(
+    files: Sequence[TableFile], hardware: Mapping[str, Hardware], *, seed: int, say: Callable[[str], None]
+) -> Calibration:
+    """Fit every group of every table.
+
+    Raises:
+        InputError: one problem per bad table; then nothing is to be written.
+    """
+    found = Calibration()
+    problems: list[Problem] = []
+    for file in files:
+        say(f"{file.hardware}: {file.op} ({file.engine})")
+        try:
+            table = read(file)
+            pieces = cut(table, hardware[file.hardware])
+        except InputError as error:
+            problems += error.problems
+            continue
+        if problems:
+            continue  # the rest is only checked
+        for reason, n in pieces.left_out.items():
+            found.left_out[f"{file.hardware}/{file.op}.{file.engine}", reason] = n
+        for group in pieces.groups:
+            _fit_group(found, group, table, hardware[file.hardware], seed)
+    if problems:
+        raise InputError(problems)
+    return found
+
+
+def _fit_group(found: Calibration, group: Group, table: OpTable, hardware: Hardware, seed: int) -> None:
+    name = f"{group.place.hardware}: {' '.join(group.key)}"
+    try:
+        fit = fit_rows(group.model, group.frame, group.place, hardware, group.fmt, seed=seed)
+    except TooFewRowsError as error:
+        found.skipped.append(f"{name}: {error}")
+        return
+    except NotConvergedError as error:
+        found.failed.setdefault(group.place.hardware, []).append(f"{name}: {error}")
+        return
+    entries = found.entries.setdefault(group.place.hardware, {})
+    if group.key not in entries or entries[group.key]["n_rows"] < fit.n_rows:
+        entries[group.key] = _entry(group.key, fit, table)
+    test = group.frame[split_of(group.frame, group.model.shape_columns) == TEST]
+    some = test.iloc[:: max(len(test) // _SAMPLE_ROWS, 1)]
+    if not some.empty:
+        found.samples.append(Group(group.model, group.place, group.engine, group.fmt, some, group.regime[some.index]))
+
+
+def _entry(key: Key, fit: Fit, table: OpTable) -> dict[str, Any]:
+    op, engine, dtype = key
+    heldout = asdict(fit.heldout)
+    return {
+        "op": op,
+        "engine": engine,
+        "dtype": dtype,
+        "tier": Tier.FITTED.value,
+        "values": {name: _rounded(value) for name, value in fit.values.items()},
+        "covariance": [[_rounded(x) for x in row] for row in fit.covariance],
+        "log_residual": [_rounded(x) for x in fit.log_residual],
+        "regimes": {name: [_rounded(x) for x in triple] for name, triple in fit.regimes.items()},
+        "n_rows": fit.n_rows,
+        "heldout": {
+            "n": heldout["n"],
+            "mdape": _rounded(heldout["mdape_frac"]),
+            "mape": _rounded(heldout["mape_frac"]),
+            "bias": _rounded(heldout["bias_frac"]),
+            "coverage": _rounded(heldout["coverage_frac"]),
+        },
+        "tables": [{"name": f"{table.file.op}.{table.file.engine}", **table_record(table)}],
+        "source": f"fitted to {fit.n_rows} rows of {table.file.op}.{table.file.engine} "
+        f"(AIConfigurator 0.12.0 tables, {table.file.engine} {', '.join(table.versions) or 'unknown version'})",
+    }
+
+
+def write(found: Calibration, out: Path, today: str) -> list[Path]:
+    """Write ``<out>/<device>/fitted/<today>.yaml`` for every device all of whose fits converged.
+
+    Fits of operations this run did not see are carried over from the device's newest file.
+    """
+    written = []
+    for device, entries in sorted(found.entries.items()):
+        if device in found.failed:
+            continue
+        ops = {op for op, _, _ in entries}
+        old = newest(out / device)
+        kept = [fit for fit in (read_document(old)["fits"] if old else []) if fit["op"] not in ops]
+        path = out / device / "fitted" / f"{today}.yaml"
+        document = {
+            "fitted_on": today,
+            "device": device,
+            "method": "docs/method/calibration.md",
+            "fits": [*kept, *(entries[key] for key in sorted(entries))],
+        }
+        write_document(path, document)
+        written.append(path)
+    return written
+
+
+def transfer(found: Calibration, hardware: Mapping[str, Hardware]) -> list[Loan]:
+    """Leave-one-device-out errors of the fits just made."""
+    rule = Transfer(donors={name: list(donors) for name, donors in DONORS.items()}, residuals={})
+    return leave_one_out(found.samples, hardware, _fits(found), rule)
+
+
+def write_transfer(path: Path, found: Sequence[Loan], old: Transfer | None) -> None:
+    """Write the rule and its errors; operations this run did not see keep theirs."""
+    errors = {op: {k: list(v) for k, v in pair.items()} for op, pair in (old.residuals if old else {}).items()}
+    for op, pair in residuals(found).items():
+        errors[op] = {name: [_rounded(x) for x in triple] for name, triple in pair.items()}
+    lodo: dict[str, Any] = {}
+    for loan in found:
+        name = "near" if loan.near else "far"
+        lodo.setdefault(loan.op, {}).setdefault(name, {})[loan.hardware] = _rounded(loan.accuracy.mdape_frac)
+    document = {
+        "donors": {name: list(donors) for name, donors in DONORS.items()},
+        "residuals": errors,
+        "lodo_mdape": lodo,
+    }
+    write_document(path, document)
+
+
+def _fits(found: Calibration) -> dict[str, Fits]:
+    return {
+        device: {
+            key: OpParameters(*key, e["values"], Tier.FITTED, tuple(e["log_residual"]), e["source"], {})
+            for key, e in entries.items()
+        }
+        for device, entries in found.entries.items()
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(np.format_float_scientific(value, precision=_DIGITS - 1)) if np.isfinite(value) else 0.0

@@ -1,0 +1,85 @@
+"""``moeplan accuracy``: predict measured runs and report errors and interval coverage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moeplan.calibrate.judge import Judged, Unanswered
+
+
+@click.command()
+@click.argument("runs", type=click.Path(path_type=Path), metavar="DIR|FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print the errors as JSON on stdout and nothing else there.")
+@click.option("--markdown", is_flag=True, help="Print the errors as a Markdown page.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write every row with its prediction (CSV)."
+)
+@click.option("--held-out", is_flag=True, help="Only shapes that calibrate does not train on.")
+def accuracy(runs: Path, as_json: bool, markdown: bool, out: Path | None, held_out: bool) -> int:
+    """Predict every row of measured tables and report MdAPE, MAPE, bias and the coverage of the 90 % intervals.
+
+    DIR holds <hardware>/<op>.<engine>.parquet; FILE is one such table.
+    """
+    import json
+
+    from moeplan.calibrate import judge
+    from moeplan.cli.progress import progress
+
+    with progress("reading") as say:
+        judged, missing = _judge_op_tables(runs, held_out, say)
+    report = judge.report(judged, missing)
+    if out is not None:
+        from moeplan.files.write import write_text
+
+        write_text(out, judge.rows_of(judged).to_csv(index=False, float_format="%.6g"))
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+        return 0
+    from moeplan.report.calibration import accuracy_markdown, print_accuracy
+
+    if markdown:
+        click.echo(accuracy_markdown(report), nl=False)
+    else:
+        from rich.console import Console
+
+        print_accuracy(report, Console())
+    return 0
+
+
+def _judge_op_tables(runs: Path, held_out: bool, say: Callable[[str], None]) -> tuple[list[Judged], list[Unanswered]]:
+    """Other kinds of runs (serving, training) get a function like this one."""
+    from moeplan.calibrate import judge
+    from moeplan.calibrate.tables import cut, read, table_ops
+    from moeplan.errors import InputError, Problem, input_error
+    from moeplan.files.hardware_catalog import hardware_names, load_hardware
+    from moeplan.files.op_tables import find_tables
+
+    if runs.is_file() and runs.suffix != ".parquet":
+        raise input_error(
+            runs, "not a table of operations", got=runs.suffix, allowed="a folder of <hardware>/<op>.<engine>.parquet"
+        )
+    files = find_tables(runs, ops=table_ops(), hardware=hardware_names())
+    hardware = {name: load_hardware(name) for name in sorted({file.hardware for file in files})}
+    judged: list[Judged] = []
+    missing: list[Unanswered] = []
+    problems: list[Problem] = []
+    for file in files:
+        say(f"{file.hardware}: {file.op} ({file.engine})")
+        try:
+            pieces = cut(read(file), hardware[file.hardware])
+        except InputError as error:
+            problems += error.problems
+            continue
+        name = f"{file.hardware}/{file.path.name}"
+        found, gaps = judge.judge_cut(name, pieces, hardware[file.hardware], file.op, held_out_only=held_out)
+        judged += found
+        missing += gaps
+    if problems:
+        raise InputError(problems)
+    return judged, missing
