@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from moeplan.spec.workload import LengthDistribution, Traffic
 
-_MAX_TOKENS = 2**40  # keeps every token count exact in the kernel's arithmetic
+_MAX_TOKENS = 2**31  # of one request; more is a mistake, and would only keep the simulation busy
+_MAX_SPAN_S = 1e9  # thirty years: beyond, a double no longer resolves an iteration
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +51,8 @@ def draw_requests(traffic: Traffic, seed: int) -> Requests:
         arrival_s = np.full(n, np.nan)
     else:
         arrival_s = np.zeros(n)
+    if n_users == 0 and not arrival_s[-1] <= _MAX_SPAN_S:
+        raise ValueError(f"arrivals: {n} requests take {arrival_s[-1]:.3g} s; at most {_MAX_SPAN_S:.0e} s")
     return Requests(
         arrival_s=arrival_s,
         input_tokens=_lengths(traffic, "input_tokens", n, prompts),

@@ -28,6 +28,7 @@ OUTCOMES = {
 }
 _UNBOUNDED_BLOCKS = 2**50
 _WINDOW_S = 60.0  # simulated time between control events; a run gives the same events for any window
+_WINDOWS_BEFORE_DOUBLING = 200  # then windows double, so that a run of years takes a few thousand
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +52,7 @@ class EventLog:
     running_time_s: float  # integral of running sequences over time, all ranks
     n_preemptions: int
     kv_peak_frac: float  # fullest moment of the fullest rank
-    window_s: Floats  # (n_windows,) ends of the control windows
+    window_s: Floats  # (n_windows,) ends of the control windows, which get longer in a long run
     window_waiting: Ints  # (n_windows,) requests queued then, all ranks
     window_running: Ints
 
@@ -79,6 +80,7 @@ def simulate_serving(
     progress: called after each window with the share of requests ended.
     max_context_tokens: longer requests (input + output) are rejected; None = no limit but the KV cache.
     dispatch: how requests reach replicas and their ranks.
+    window_s: simulated time between looks at the queues; doubles every 200 looks. Does not change events.
 
     Raises ValueError for traffic or limits that cannot be simulated.
     """
@@ -104,6 +106,8 @@ def _limits(
     for name in ("max_num_seqs", "max_num_batched_tokens", "kv_block_tokens"):
         if getattr(engine, name) < 1:
             raise ValueError(f"{name}: at least 1 (got {getattr(engine, name)})")
+    if not 0.0 <= engine.request_overhead_s < np.inf:
+        raise ValueError(f"request_overhead_s: must be finite and not negative (got {engine.request_overhead_s})")
     if not kv_capacity_tokens >= 0.0:
         raise ValueError(f"kv_capacity_tokens: must not be negative (got {kv_capacity_tokens})")
     if layout.replicas < 1 or layout.dp < 1:
@@ -151,6 +155,8 @@ class _Run:
         ended = 0
         while ended < n_requests:
             yield environment.timeout(window_s)
+            if len(self.samples) % _WINDOWS_BEFORE_DOUBLING == _WINDOWS_BEFORE_DOUBLING - 1:
+                window_s *= 2.0
             ended = self.advance(float(environment.now))
             running = int(self.ranks["n_decoding"].sum() + (self.ranks["prefilling"] >= 0).sum())
             self.samples.append((float(environment.now), int(self.ranks["n_waiting"].sum()), running))

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
+_MAX_TIME_S = 1e6  # of one iteration: more is a mistake upstream, and infinity would stop the clock
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepTable:
@@ -56,10 +58,10 @@ class StepTable:
             time_s = getattr(self, name)
             if time_s.shape != shape:
                 raise ValueError(f"{name}: shape {time_s.shape}, expected {shape}")
-            if not np.all(np.isfinite(time_s)) or np.any(time_s < 0):
-                raise ValueError(f"{name}: times must be finite and not negative")
+            if not np.all((time_s >= 0.0) & (time_s <= _MAX_TIME_S)):
+                raise ValueError(f"{name}: times must be between 0 and {_MAX_TIME_S:.0e} s")
         for name in ("step_overhead_s", "eager_time_s"):
-            if not 0.0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name}: must be finite and not negative (got {getattr(self, name)})")
+            if not 0.0 <= getattr(self, name) <= _MAX_TIME_S:
+                raise ValueError(f"{name}: must be between 0 and {_MAX_TIME_S:.0e} s (got {getattr(self, name)})")
         if self.pp < 1:
             raise ValueError(f"pp: must be at least 1 (got {self.pp})")

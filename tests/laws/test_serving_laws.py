@@ -181,6 +181,21 @@ def test_more_users_than_requests_and_huge_limits():
     assert log.arrival_s.tolist() == [0.0] * 10
 
 
+def test_years_between_requests_take_no_time_to_simulate():
+    log = simulate(poisson(1e-7, 10))
+    assert log.completed.all()
+    assert log.finish_s[-1] > 1e7
+    assert log.window_s.size < 10_000
+    assert np.all(np.diff(log.window_s) > 0)
+
+
+@pytest.mark.parametrize("time_s", [-1e-3, float("nan"), float("inf"), 1e300])
+def test_a_table_without_usable_times_is_refused(time_s):
+    for name in ("base_s", "per_context_token_s", "head_s", "overhead_s"):
+        with pytest.raises(ValueError, match="between 0 and"), np.errstate(invalid="ignore", over="ignore"):
+            table(**{name: time_s})
+
+
 def test_same_seed_same_bytes():
     first, second, other = (simulate(TRAFFICS["poisson"], seed=seed) for seed in (3, 3, 4))
     assert first.finish_s.tobytes() == second.finish_s.tobytes()
@@ -217,6 +232,8 @@ BAD = {
     "absurd tokens": (recorded([0, 1], [1, 1], [1, 2**62]), {}, "output_tokens"),
     "uniform reversed": (poisson(1.0, 5, LengthDistribution("uniform", 5.0, 9, 3)), {}, "lower end"),
     "log-normal mean zero": (poisson(1.0, 5, LengthDistribution("lognormal", 0.0, 1, 3, 1.0)), {}, "mean"),
+    "longer than any run": (poisson(1e-12, 5), {}, "arrivals"),
+    "front end never done": (poisson(1.0, 5), {"request_overhead_s": float("inf")}, "request_overhead_s"),
     "no seats": (poisson(1.0, 5), {"max_num_seqs": 0}, "max_num_seqs"),
     "no budget": (poisson(1.0, 5), {"max_num_batched_tokens": 0}, "max_num_batched_tokens"),
     "no blocks": (poisson(1.0, 5), {"kv_block_tokens": 0}, "kv_block_tokens"),

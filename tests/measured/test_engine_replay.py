@@ -37,12 +37,12 @@ def ramps(tokens):
     return np.column_stack([np.ones(len(tokens)), rise])
 
 
-def fitted_table(steps, replayed_window):
-    """Least squares of iteration time on tokens, decode context and prompt attention, over all windows but one."""
+def fitted_table(steps, keep):
+    """Least squares of iteration time on tokens, decode context and prompt attention, over the windows to ``keep``."""
     duration_s = steps.t_done_s - np.maximum(steps.t_done_s.shift(1), steps.t_sched_s)
     window = steps.window.fillna("")
-    keep = (window != replayed_window) & window.str.startswith(("static", "traffic"))
-    steps, duration_s = steps[keep], duration_s[keep].to_numpy()
+    chosen = window.map(keep).astype(bool)
+    steps, duration_s = steps[chosen], duration_s[chosen].to_numpy()
     prompt = steps.prefill_tokens.to_numpy(float)
     pairs = prompt * (steps.prefill_ctx_before + prompt / 2) / np.maximum(steps.prefill_reqs, 1)
     tokens = steps.decode_tokens.to_numpy(float) + prompt
@@ -73,15 +73,22 @@ def fitted_table(steps, replayed_window):
     )
 
 
-def replay(run, rate_per_s, async_scheduling=True):
-    """The log of the simulated run, the iterations of the real one, and the requests as the real one served them."""
+def replay(run, rate_per_s, *, async_scheduling=True, own_steps=False):
+    """The log of the simulated run, the iterations of the real one, and the requests as the real one served them.
+
+    own_steps: fit step times to the replayed window itself, to see the scheduler alone.
+    """
     steps = pd.read_csv(RUNS / "steps.csv.gz").query("run == @run")
     real = pd.read_csv(RUNS / "traffic_requests.csv.gz").query("run == @run and rate_req_s == @rate_per_s")
     real = real.sort_values("arrival_s")
     window = f"traffic rate {rate_per_s:g}"
+
+    def keep(name):
+        return name == window if own_steps else name != window and name.startswith(("static", "traffic"))
+
     blocks = json.loads((RUNS / "engines.json").read_text())[run]["num_gpu_blocks"]
     log = simulate_serving(
-        fitted_table(steps, window),
+        fitted_table(steps, keep),
         recorded(real.arrival_s - real.arrival_s.min(), real.prompt, real.output),
         engine(async_scheduling=async_scheduling, request_overhead_s=FRONT_END_S),
         ServingLayout(),
@@ -110,6 +117,27 @@ def test_scheduler_agrees_with_the_real_engine(run, rate_per_s):
     # Request by request, not only in distribution.
     assert np.corrcoef(ttft, real.first_token_s)[0, 1] > 0.75
     assert np.median(np.abs(e2e / real.last_token_s - 1.0)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("run", "rate_per_s"),
+    [
+        ("qwen3-30b-a3b-graph8k", 8),
+        ("qwen3-30b-a3b-graph8k", 20),
+        ("qwen3-30b-a3b-graph8k", 35),
+        ("olmoe-1b-7b-graph8k", 15),
+    ],
+)
+def test_scheduler_alone(run, rate_per_s):
+    """With step times fitted to the run itself only the policy can be wrong, and it is not."""
+    log, steps, real = replay(run, rate_per_s, own_steps=True)
+    assert log.replica_iterations[0] == pytest.approx(len(steps), rel=0.01)
+    running = np.average(steps.running, weights=steps.step_ms)
+    assert log.running_time_s / log.replica_busy_s[0] == pytest.approx(running, rel=0.01)
+    assert log.kv_peak_frac == pytest.approx(steps.kv_usage.max(), rel=0.015)
+    ttft, tpot = metrics.ttft_s(log), metrics.tpot_s(log)
+    assert np.median(ttft) == pytest.approx(real.first_token_s.median(), rel=0.05)
+    assert np.nanmedian(tpot) == pytest.approx(real.tpot_ms.median() / 1e3, rel=0.01)
 
 
 def test_asynchronous_scheduling_explains_the_time_to_first_token():
