@@ -12,6 +12,7 @@ from moeplan import units
 from moeplan.files.locate import data_folder
 from moeplan.files.yaml_tree import load_yaml
 from moeplan.spec.hardware import Device
+from moeplan.spec.workload import Engine
 from moeplan.units import Dimension
 
 _QUANTITIES: dict[str, Dimension] = {
@@ -19,6 +20,23 @@ _QUANTITIES: dict[str, Dimension] = {
     "step_overhead": "duration",
     "request_overhead": "duration",
     "eager_layer": "duration",
+}
+
+
+# key in the scenario and in the data file -> field of spec.workload.Engine
+ENGINE_FIELDS = {
+    "max_num_seqs": "max_num_seqs",
+    "max_num_batched_tokens": "max_num_batched_tokens",
+    "chunked_prefill": "chunked_prefill",
+    "kv_block_tokens": "kv_block_tokens",
+    "memory_utilization": "memory_utilization_frac",
+    "reserve": "reserve_bytes",
+    "step_overhead": "step_overhead_s",
+    "request_overhead": "request_overhead_s",
+    "cuda_graphs": "cuda_graphs",
+    "cuda_graph_max_tokens": "cuda_graph_max_tokens",
+    "eager_layer": "eager_layer_s",
+    "async_scheduling": "async_scheduling",
 }
 
 
@@ -40,6 +58,14 @@ def engine_defaults(engine: str, device: Device, tp: int) -> dict[str, Default]:
         )
         for key, entry in _table(path).items()
     }
+
+
+def default_engine(engine: str, device: Device, tp: int) -> Engine:
+    """``engine`` with nothing changed by the user."""
+    values: dict[str, Any] = {
+        ENGINE_FIELDS[key]: default.value for key, default in engine_defaults(engine, device, tp).items()
+    }
+    return Engine(name=engine, **values)
 
 
 @cache

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moeplan.files.engine_defaults import Default, engine_defaults
+from moeplan.files.engine_defaults import ENGINE_FIELDS, default_engine, engine_defaults
 from moeplan.files.resolving import Resolving
 from moeplan.files.schema import EngineFile, LengthFile, PrecisionFile, ServingFile, ServingLayoutFile, TrafficFile
 from moeplan.files.schema_walk import Loc
@@ -92,34 +93,19 @@ def check_runs(rs: Resolving, loc: Loc, name: str, device: Device) -> None:
 
 
 def _engine(rs: Resolving, file: EngineFile, device: Device, tp: int) -> Engine:
+    """The engine's own defaults with what the user changed."""
     defaults = engine_defaults(file.name, device, tp)
     rs.note("serving.engine.name", ("serving", "engine", "name"), shorthand=True)
-
-    def pick(key: str, field: str) -> Any:
+    stated: dict[str, Any] = {}
+    for key, field in ENGINE_FIELDS.items():
         own = getattr(file, key)
         target = f"serving.engine.{field}"
-        if own is not None:
+        if own is None:
+            rs.derived(target, "default", f"engines/{defaults[key].file}", defaults[key].source)
+        else:
             rs.note(target, ("serving", "engine", key))
-            return own
-        default: Default = defaults[key]
-        rs.derived(target, "default", f"engines/{default.file}", default.source)
-        return default.value
-
-    engine = Engine(
-        name=file.name,
-        max_num_seqs=pick("max_num_seqs", "max_num_seqs"),
-        max_num_batched_tokens=pick("max_num_batched_tokens", "max_num_batched_tokens"),
-        chunked_prefill=pick("chunked_prefill", "chunked_prefill"),
-        kv_block_tokens=pick("kv_block_tokens", "kv_block_tokens"),
-        memory_utilization_frac=float(pick("memory_utilization", "memory_utilization_frac")),
-        reserve_bytes=pick("reserve", "reserve_bytes"),
-        step_overhead_s=pick("step_overhead", "step_overhead_s"),
-        request_overhead_s=pick("request_overhead", "request_overhead_s"),
-        cuda_graphs=pick("cuda_graphs", "cuda_graphs"),
-        cuda_graph_max_tokens=pick("cuda_graph_max_tokens", "cuda_graph_max_tokens"),
-        eager_layer_s=pick("eager_layer", "eager_layer_s"),
-        async_scheduling=pick("async_scheduling", "async_scheduling"),
-    )
+            stated[field] = own
+    engine = replace(default_engine(file.name, device, tp), **stated)
     if engine.max_num_batched_tokens < engine.max_num_seqs and file.max_num_batched_tokens is not None:
         rs.problem(
             ("serving", "engine", "max_num_batched_tokens"),

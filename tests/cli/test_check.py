@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scenario_files import SERVING, TRAINING, run, with_line
 
 NUMERIC = ("numpy", "scipy", "pandas", "numba", "simpy", "pyarrow")
@@ -205,3 +208,48 @@ def test_reference_page_is_the_schemas() -> None:
     page = Path(__file__).parents[2] / "docs" / "reference" / "scenario.md"
     text = page.read_text(encoding="utf-8")
     assert text == run("schema", "--markdown").stdout, "run: moeplan schema --markdown > docs/reference/scenario.md"
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=150, deadline=None)
+def test_damaged_scenarios_are_refused_or_read(seed: int) -> None:
+    """Random damage to the starters ends in a scenario or in an InputError, never in another exception."""
+    from moeplan.errors import InputError
+    from moeplan.files.locate import data_folder
+    from moeplan.files.resolve import resolve
+    from moeplan.files.yaml_tree import parse_yaml
+
+    rng = random.Random(seed)
+    folder = data_folder("starters")
+    text = (folder / f"{rng.choice(['serving', 'training', 'lifecycle'])}.yaml").read_text(encoding="utf-8")
+    junk = [
+        "-",
+        "0",
+        "1e400",
+        ":",
+        "{",
+        "[",
+        '"',
+        "\t",
+        "null",
+        "GB",
+        "999999999999",
+        ".5",
+        "%",
+        "\n",
+        " ",
+        "é",
+        "*",
+        "!",
+    ]
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(len(text))
+        end = min(len(text), start + rng.randint(1, 12))
+        piece = rng.choice([*junk, "", text[rng.randrange(len(text)) :][:10]])
+        text = text[:start] + piece + text[end:]
+    try:
+        tree = parse_yaml(text, "damaged.yaml")
+        if isinstance(tree.value, dict):
+            resolve(tree, folder / "damaged.yaml", arrays=False)
+    except InputError as error:
+        assert str(error)  # noqa: PT017
