@@ -1,0 +1,182 @@
+"""What a step must obey whatever the machine: parts add up, one GPU does not talk, faster machines are not slower."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from step_cases import BF16, UNIFORM, attention, dense, engine, faster, hardware, latent, linear, model, moe, work
+
+from moeplan.spec.layout import ServingLayout, TrainingLayout
+from moeplan.spec.scenario import RoutingAssumption
+from moeplan.spec.workload import Adapter
+from moeplan.steps.serving import Iteration, ServingStep, compile_step_table, step_parts_s
+from moeplan.steps.training import training_step
+
+H100 = hardware("h100-sxm")
+MODELS = {
+    "gqa-moe": model(),
+    "windowed-moe": model(attention(window=1024)),
+    "mla-shared": model(latent(), moe(shared=1536)),
+    "linear-dense": model(linear(), dense()),
+}
+TRAFFIC = {
+    "all_reduce",
+    "all_to_all",
+    "pipeline",
+    "tensor_parallel",
+    "context_parallel",
+    "pipeline_send",
+    "data_parallel",
+}
+SPREAD = TrainingLayout(tp=2, pp=2, cp=2, dp=4, ep=4, zero_stage=1)
+
+
+def step_of(m, layout=None, machine=H100, **engine_changes):
+    return ServingStep(m, machine, layout or ServingLayout(), BF16, engine(**engine_changes), UNIFORM)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "layout", [ServingLayout(), ServingLayout(tp=4), ServingLayout(tp=2, dp=4, ep=8), ServingLayout(pp=4)]
+)
+def test_table_and_parts_agree(name, layout):
+    """At grid points the table gives what the parts add up to."""
+    step = step_of(MODELS[name], layout)
+    table = compile_step_table(step.model, H100, layout, BF16, step.engine, UNIFORM)
+    np.testing.assert_allclose(sum(table.parts.values()), table.linear_time_s)
+    b, c, h = 4, 6, 4
+    batch = table.decode_batch_grid[b]
+    tokens = float(np.interp(batch, table.token_grid, table.linear_time_s))
+    whole = tokens + table.decode_attention_time_s[b, c] + table.head_time_s[h] + table.step_overhead_s
+    assert table.head_rows_grid[h] == batch
+    parts = step_parts_s(step, Iteration(batch, table.decode_context_grid[c]))
+    assert all(seconds >= 0 for seconds in parts.values())
+    assert sum(parts.values()) == pytest.approx(whole, rel=0.02)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_gpu_does_not_communicate(name):
+    parts = step_parts_s(step_of(MODELS[name]), Iteration(8, 1000.0))
+    assert all(parts.get(part, 0.0) == 0.0 for part in TRAFFIC)
+    train = training_step(MODELS[name], H100, TrainingLayout(), work(), UNIFORM)
+    assert all(train.breakdown.get(part, 0.0) == 0.0 for part in TRAFFIC)
+    assert all(seconds == 0.0 for seconds in train.hidden.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@given(batch=st.integers(1, 256), context=st.integers(1, 30000))
+@settings(deadline=None, max_examples=15)
+def test_serving_laws(name, batch, context):
+    m = MODELS[name]
+    iteration = Iteration(float(batch), float(context))
+
+    def seconds(machine=H100, which=m):
+        return sum(step_parts_s(step_of(which, machine=machine, step_overhead_s=0.0), iteration).values())
+
+    assert seconds(faster(H100, 2.0)) <= seconds() <= seconds(faster(H100, 0.5))
+    head = step_parts_s(step_of(m), iteration)["head"]
+    double = seconds(which=replace(m, layers=m.layers * 2))
+    assert double - head == pytest.approx(2 * (seconds() - head), rel=0.02)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_time_grows_with_batch_and_context(name):
+    table = compile_step_table(MODELS[name], H100, ServingLayout(), BF16, engine(), UNIFORM)
+    assert np.all(np.diff(table.decode_attention_time_s, axis=0) >= 0)
+    decode = (
+        table.decode_attention_time_s
+    )  # splitting the keys over SMs may make a longer context a few per cent faster
+    assert np.all(np.diff(decode, axis=1) >= -0.03 * decode[:, 1:])
+    assert np.all(np.diff(table.head_time_s) >= 0)
+    assert table.linear_time_s[-1] > table.linear_time_s[0]
+
+
+def test_skew_touches_fewer_experts_and_loads_one_more():
+    iteration = Iteration(16, 100.0)
+    uniform, skewed = (
+        step_parts_s(ServingStep(model(), H100, ServingLayout(), BF16, engine(), RoutingAssumption(s, "")), iteration)
+        for s in (0.0, 1.5)
+    )
+    assert skewed["experts"] < uniform["experts"]
+
+
+def test_eager_floor_applies_above_the_graphs_only():
+    step = step_of(model(), cuda_graph_max_tokens=64, eager_layer_s=0.1)
+    assert "eager_launch" not in step_parts_s(step, Iteration(64, 100.0))
+    parts = step_parts_s(step, Iteration(65, 100.0))
+    assert sum(parts.values()) - parts["overhead"] == pytest.approx(0.1 * step.model.n_layers)
+
+
+def test_compiling_is_quick():
+    step = step_of(MODELS["mla-shared"], ServingLayout(tp=2, dp=4, ep=8))
+    start = time.perf_counter()
+    compile_step_table(step.model, H100, step.layout, BF16, step.engine, RoutingAssumption(0.5, ""))
+    assert time.perf_counter() - start < 0.5  # 0.01 s alone on the machine
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "layout", [TrainingLayout(), SPREAD, replace(SPREAD, vpp=2), replace(SPREAD, zero_stage=3, pp=1)]
+)
+def test_training_breakdown_is_the_step(name, layout):
+    found = training_step(MODELS[name], H100, layout, work(), UNIFORM)
+    assert sum(found.breakdown.values()) == pytest.approx(found.step_time_s)
+    assert all(seconds >= 0.0 for seconds in (*found.breakdown.values(), *found.hidden.values()))
+    assert 0.0 < found.mfu_frac < 1.0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_laws(name):
+    m, job = MODELS[name], work(micro_batch_sequences=4)
+    base = training_step(m, H100, TrainingLayout(), job, UNIFORM)
+    assert training_step(m, faster(H100, 2.0), TrainingLayout(), job, UNIFORM).step_time_s < base.step_time_s
+    head = base.breakdown["head"]
+    double = training_step(replace(m, layers=m.layers * 2), H100, TrainingLayout(), job, UNIFORM)
+    assert double.step_time_s - head == pytest.approx(2 * (base.step_time_s - head), rel=0.02)
+    full = training_step(m, H100, TrainingLayout(recompute="full"), job, UNIFORM)
+    selective = training_step(m, H100, TrainingLayout(recompute="selective"), job, UNIFORM)
+    none = training_step(m, H100, TrainingLayout(recompute="none"), job, UNIFORM)
+    assert none.step_time_s < selective.step_time_s < full.step_time_s
+    assert none.model_flop == full.model_flop
+    assert full.step_time_s < 1.5 * none.step_time_s
+
+
+def test_pipeline_bubble_is_the_closed_form():
+    """Equal stages: bubble / compute = (pp - 1) / (vpp n_micro) (arXiv:2104.04473, section 2.2)."""
+    m = model(n_layers=64)
+    layout = TrainingLayout(pp=4, dp=1)
+    found = training_step(m, H100, layout, work(global_batch_sequences=32), UNIFORM)
+    busy = found.step_time_s - found.breakdown["bubble"] - found.breakdown["optimizer"]
+    assert found.breakdown["bubble"] / busy == pytest.approx(
+        3 / 32, rel=0.1
+    )  # the stage with the head has fewer layers
+    half = training_step(m, H100, replace(layout, vpp=2), work(global_batch_sequences=32), UNIFORM)
+    assert half.breakdown["bubble"] == pytest.approx(found.breakdown["bubble"] / 2, rel=0.05)
+
+
+def test_frozen_weights_skip_their_gradient():
+    m = model(attention(), dense())
+    job = work(micro_batch_sequences=8)
+    lora = replace(job, method="lora", adapter=Adapter(8, "all_linear", "bf16"))
+    full, adapted = (training_step(m, H100, TrainingLayout(), j, UNIFORM) for j in (job, lora))
+    assert adapted.breakdown["dense"] == pytest.approx(full.breakdown["dense"] * 2 / 3, rel=0.1)
+    assert adapted.step_time_s < full.step_time_s
+    assert 0.6 < adapted.model_flop / full.model_flop < 0.8
+
+
+def test_overlap_hides_traffic_but_never_time():
+    layout = TrainingLayout(dp=8, ep=8)
+    hidden, exposed = (training_step(model(), H100, layout, work(overlap_comm_frac=f), UNIFORM) for f in (1.0, 0.0))
+    assert hidden.step_time_s < exposed.step_time_s
+    assert hidden.breakdown["all_to_all"] == 0.0
+    assert hidden.hidden["all_to_all"] == pytest.approx(exposed.breakdown["all_to_all"])
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="global batch of 10"):
+        training_step(model(), H100, TrainingLayout(dp=4), work(global_batch_sequences=10), UNIFORM)
