@@ -224,7 +224,8 @@ def decode_attention_time_s(
         batch * kv_heads,
         keys,
         flop=2.0 * batch * kv_heads * padded * keys * dims / head,
-        n_bytes=kv_bytes + batch * heads * dims * ACTIVATION_BYTES,
+        kv_bytes=kv_bytes,
+        query_bytes=batch * heads * dims * ACTIVATION_BYTES,
         memory_scale=1.0 / head,
         block_scale=group ** p["group_exponent"],
         split_exponent=np.where(group == 1.0, p["mha_split_frac"], 1.0),
@@ -241,7 +242,8 @@ def split_kv_time_s(
     keys: Array,
     *,
     flop: Array,
-    n_bytes: Array,
+    kv_bytes: Array,
+    query_bytes: Array,
     memory_scale: Array | float,
     block_scale: Array | float,
     split_exponent: Array | float,
@@ -253,13 +255,14 @@ def split_kv_time_s(
     """Time [s] of a split-KV decode kernel (Flash-Decoding): ``units`` independent streams of ``keys`` keys.
 
     Streams are split along the keys until the SMs are busy or a split gets too short; unoccupied SMs neither compute
-    nor draw bandwidth.
+    nor draw bandwidth. Every split reads the queries and writes a partial output (``query_bytes`` for one split).
     """
     sms = n_sms(device)
     units = np.maximum(units, 1e-300)  # batch 0 is answered by the caller
     splits = np.clip(sms * p["blocks_per_sm"] / units, 1.0, np.maximum(keys / p["split_tokens"], 1.0))
     splits = splits**split_exponent
     blocks_per_sm = units * splits / sms
+    n_bytes = kv_bytes + query_bytes * splits
     memory_s = n_bytes * memory_scale / (p["memory_frac"] * device.memory_bytes_per_s)
     if warm_l2:
         memory_s = memory_s * l2_factor(n_bytes, p["l2_frac"], device)
