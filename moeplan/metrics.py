@@ -50,7 +50,7 @@ class ServingMetrics:
     output_tokens_per_s: float
     utilization_frac: float  # replica time spent in iterations
     mean_running: float  # sequences, all replicas
-    mean_waiting: float
+    mean_waiting: float  # requests sent and not yet worked on
     max_waiting: int  # at the ends of the control windows
     mean_batch: float  # decode tokens per iteration
     goodput_requests_per_s: float | None  # None without an SLO
@@ -102,7 +102,8 @@ def _statistics(values_s: Floats) -> list[float]:
 def batch_means_error(values_s: Floats, n_batches: int = _N_BATCHES) -> dict[str, float]:
     """Standard error of each statistic by non-overlapping batch means (Law, Simulation Modeling and Analysis, 9.5.3).
 
-    Consecutive requests wait together, so a plain standard error would be far too small.
+    Consecutive requests wait together, so a plain standard error would be far too small. The error of a percentile is
+    that of the batches' percentiles.
     """
     if values_s.size < 2 * n_batches:
         return dict.fromkeys(STATISTICS, float("nan"))

@@ -54,6 +54,7 @@ RANK = np.dtype(
         ("queue_tail", "i8"),
         ("n_waiting", "i8"),
         ("n_decoding", "i8"),
+        ("n_admitted", "i8"),  # so far, again after a preemption
         ("n_joining", "i8"),  # prompts that end in this iteration
         ("prefilling", "i8"),  # request whose prompt is partly done, or -1: there is at most one, the youngest
         ("prefilled", "i8"),  # its tokens done
@@ -133,7 +134,7 @@ class Pool(NamedTuple):
 
     replicas: npt.NDArray[np.void]  # (n_replicas,) REPLICA
     user_ready_s: Floats  # heap of times at which a closed-loop user sends again
-    user: Ints
+    user_last: Ints  # the request that user sent last
     counters: Ints
 
 
@@ -294,7 +295,8 @@ def _compose(table, limits, requests, ranks, seats, rank, now_s, cutoff_s):
             ranks[rank].free_blocks -= blocks
             ranks[rank].queue_head = requests[request].next_waiting
             ranks[rank].n_waiting -= 1
-            requests[request].admission = ranks[rank].iteration * limits.max_num_seqs + n_joining
+            requests[request].admission = ranks[rank].n_admitted
+            ranks[rank].n_admitted += 1
             if np.isnan(requests[request].scheduled_s):
                 requests[request].scheduled_s = now_s
         attention_s += _interpolate2(
@@ -348,7 +350,7 @@ def _end_request(limits, requests, pool, request, outcome, end_s):
     requests[request].outcome = outcome
     pool.counters[N_ENDED] += 1
     if limits.closed_loop:
-        _heap_push(pool.user_ready_s, pool.user, pool.counters[N_USERS_READY], end_s, np.int64(0))
+        _heap_push(pool.user_ready_s, pool.user_last, pool.counters[N_USERS_READY], end_s, request)
         pool.counters[N_USERS_READY] += 1
 
 
@@ -621,7 +623,7 @@ def run(table, limits, requests, ranks, seats, pool, until_s):
         rank = _choose_rank(limits, ranks, pool, n_replicas)
         _advance(table, limits, requests, ranks, seats, pool, rank // limits.ranks_per_replica, limit_s)
         if limits.closed_loop:
-            _heap_remove(pool.user_ready_s, pool.user, counters[N_USERS_READY], np.int64(0))
+            _heap_remove(pool.user_ready_s, pool.user_last, counters[N_USERS_READY], np.int64(0))
             counters[N_USERS_READY] -= 1
             requests[request].arrival_s = sent_s
         counters[NEXT_REQUEST] += 1

@@ -175,7 +175,7 @@ class _Run:
             input_tokens=requests["input_tokens"],
             output_tokens=requests["output_tokens"],
             replica=requests["rank"] // self.limits.ranks_per_replica,
-            n_users=self.pool.user.size,
+            n_users=self.pool.user_ready_s.size,
             n_ranks=self.ranks.size,
             replica_busy_s=self.pool.replicas["busy_s"].copy(),
             replica_iterations=self.pool.replicas["n_iterations"].copy(),
@@ -243,6 +243,6 @@ def _pool_state(n_replicas: int, n_users: int) -> kernel.Pool:
     return kernel.Pool(
         replicas=np.zeros(n_replicas, dtype=kernel.REPLICA),
         user_ready_s=np.zeros(n_users),  # all users send at time zero
-        user=np.zeros(n_users, dtype=np.int64),
+        user_last=np.full(n_users, -1, dtype=np.int64),
         counters=counters,
     )
