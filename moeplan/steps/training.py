@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moeplan.costs.host import HOST_DEFAULTS, training_host_time_s
+from moeplan.costs.host import HOST_DEFAULTS, OPTIMIZER_STREAM_FRAC, training_host_time_s
 from moeplan.costs.memory import MASTER_BYTES, OPTIMIZER_BYTES, Params, layers_params, vocabulary_params
 from moeplan.costs.roofline import peak_flop_per_s
 from moeplan.spec.hardware import Hardware
@@ -210,4 +210,5 @@ def _optimizer_s(blocks: TrainingBlocks, trained: Params) -> float:
     data, expert_data = (layout.dp * layout.cp, layout.edp) if layout.zero_stage >= 1 else (1, 1)
     mine = trained.replicated_over_data / data + trained.experts / expert_data
     state = OPTIMIZER_BYTES[work.optimizer] + (MASTER_BYTES if work.master_weights else ACTIVATION_BYTES)
-    return float(blocks.ops.elementwise_s(mine * (2 * state + work.gradient_bytes_per_param)))
+    n_bytes = mine * (2 * state + work.gradient_bytes_per_param)
+    return float(blocks.ops.elementwise_s(n_bytes)) / OPTIMIZER_STREAM_FRAC
