@@ -13,15 +13,17 @@ from moeplan.files.locate import is_path
 from moeplan.files.model_data import load_model_error
 from moeplan.files.resolve_checks import check_serving_layout, check_training
 from moeplan.files.resolve_money import exchange_rates, raise_if_any, resolve_money
-from moeplan.files.resolve_serving import resolve_layout, resolve_precision, resolve_serving
+from moeplan.files.resolve_serving import check_longest, resolve_layout, resolve_precision, resolve_serving
 from moeplan.files.resolve_training import resolve_training
 from moeplan.files.resolving import Resolving
 from moeplan.files.schema import CompareFile, ScenarioFile
-from moeplan.files.schema_walk import Loc, empty_values, problems_of
+from moeplan.files.schema_walk import Loc, empty_values, problems_of, written
 from moeplan.files.yaml_tree import Node
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.scenario import Comparison, Reference, RoutingAssumption, Scenario, Serving
+
+MAX_ATTEMPTS = 4  # rounds of setting faulty values aside
 
 Kind = Literal["serving", "training", "lifecycle"]
 
@@ -29,27 +31,27 @@ Kind = Literal["serving", "training", "lifecycle"]
 def resolve(tree: Node, path: Path, *, arrays: bool = True) -> Scenario:
     """The scenario ``tree`` read from ``path``. ``arrays``: see ``resolve_serving``.
 
-    Raises InputError with every problem found. After a schema error the names of model and hardware are still checked.
+    Raises InputError with every problem found.
     """
     rs = Resolving(tree, path.resolve().parent)
     rs.problems.extend(empty_values(tree))
     table = tree.child("exchange_rates")
     stated = table.plain() if table is not None and isinstance(table.value, dict) else {}
     currencies = exchange_rates(rs, stated)
-    try:
-        file = ScenarioFile.model_validate(_without_empty(tree.plain()), context={"currencies": currencies})
-    except ValidationError as error:
-        rs.problems.extend(problems_of(error, tree))
+    file = _validated(rs, currencies)
+    if file is None:
         _check_names(rs)
         raise_if_any(rs)
-        raise
+        raise InputError(rs.problems)
     kind = _kind(rs, file)
     model = _model(rs, file.model, ("model",), "model")
     hardware = _hardware(rs, file.hardware, ("hardware",), "hardware")
     if model is None or hardware is None:
+        if hardware is not None:
+            resolve_money(rs, file, file.price, ("price",), hardware, kind)
         raise_if_any(rs)
         raise InputError(rs.problems)
-    return _complete(rs, file, kind, model, hardware, currencies, path, arrays)
+    return _complete(rs, file, kind, model, hardware, path, arrays)
 
 
 def _complete(
@@ -58,7 +60,6 @@ def _complete(
     kind: Kind,
     model: ModelArchitecture,
     hardware: Hardware,
-    currencies: dict[str, float],
     path: Path,
     arrays: bool,
 ) -> Scenario:
@@ -79,10 +80,10 @@ def _complete(
     if file.training is not None:
         training = resolve_training(rs, file.training, model, trains_on)
         check_training(rs, training, model, trains_on, file.gpus if training_hardware is None else None)
-    money = resolve_money(rs, file, file.price, ("price",), hardware, kind, currencies)
+    money = resolve_money(rs, file, file.price, ("price",), hardware, kind)
     if place is not None and (place.price is not None or training_hardware is not None):
         at: Loc = ("lifecycle", "training", "price")
-        training_money = resolve_money(rs, file, place.price, at, trains_on, kind, currencies, "training_money")
+        training_money = resolve_money(rs, file, place.price, at, trains_on, kind, "training_money")
     for key in ("name", "kind", "seed"):
         rs.note(key, (key,), default={"name": "the file's name", "kind": "told by the sections"}.get(key, ""))
     rs.note("routing.zipf_exponent", ("routing", "zipf"))
@@ -113,6 +114,38 @@ def _complete(
     )
 
 
+def _validated(rs: Resolving, currencies: dict[str, float]) -> ScenarioFile | None:
+    """The file's values, checked. What the schema refuses is reported and set aside, so that the rest is checked too.
+
+    None when nothing is left that could be resolved.
+    """
+    data = _without_empty(rs.tree.plain())
+    for attempt in range(MAX_ATTEMPTS):
+        try:
+            return ScenarioFile.model_validate(data, context={"currencies": currencies})
+        except ValidationError as error:
+            if attempt == 0:
+                rs.problems.extend(problems_of(error, rs.tree))
+            for item in error.errors():
+                _set_aside(data, written(rs.tree, item["loc"]), rs)
+    return None
+
+
+def _set_aside(data: Any, loc: Loc, rs: Resolving) -> None:
+    """Remove the value at ``loc``, or what it is missing from."""
+    for part in loc[:-1]:
+        inside = isinstance(part, str) and isinstance(data, dict) and part in data
+        if not inside:
+            return
+        data = data[part]
+    if loc and isinstance(data, dict):
+        if loc[-1] in data:
+            del data[loc[-1]]
+        elif len(loc) > 1:
+            data.clear()
+        rs.set_aside.append(loc)
+
+
 def _without_empty(value: Any) -> Any:
     """The tree less its empty values, which are reported on their own."""
     if isinstance(value, dict):
@@ -138,8 +171,7 @@ def _kind(rs: Resolving, file: ScenarioFile) -> Kind:
     needed = {"serving": {"serving"}, "training": {"training"}, "lifecycle": {"serving", "training", "lifecycle"}}[kind]
     for name in sorted(needed):
         if not has[name]:
-            loc: Loc = ("kind",) if file.kind else (("lifecycle",) if has["lifecycle"] else ())
-            rs.problem(loc, f"a {kind} scenario needs a `{name}` section", hint="moeplan init writes an example")
+            rs.problem((name,), f"a {kind} scenario needs a `{name}` section", hint="moeplan init writes an example")
     for name in sorted(set(has) - needed):
         if has[name]:
             hint = "add `lifecycle` to train and then serve" if name == "serving" else ""
@@ -204,6 +236,8 @@ def _comparison(
     check_serving_layout(rs, at, layout, model, hardware, scenario.gpus)
     context = min(serving.max_context_tokens, model.max_context_tokens)
     rs.derived(f"{target}.max_context_tokens", "derived", "the shorter of both models' contexts")
+    if context < serving.max_context_tokens:
+        check_longest(rs, (*loc, "model"), serving.traffic, context)
     return Comparison(
         model, replace(serving, layout=layout, precision=precision, max_context_tokens=context), file.quality_note
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from moeplan import units
 from moeplan.errors import InputError
 from moeplan.files.resolving import Resolving
 from moeplan.files.schema import BudgetFile, OwnFile, PriceFile, ScenarioFile
@@ -25,7 +24,6 @@ def resolve_money(
     price_loc: Loc,
     hardware: Hardware,
     kind: str,
-    currencies: Mapping[str, float],
     target: str = "money",
 ) -> Money | None:
     """Money of one place of work; None when its price cannot be told (the problem is recorded)."""
@@ -34,7 +32,7 @@ def resolve_money(
         rs.note(f"{target}.{key}_usd_per_month", ("costs", key))
     rs.note(f"{target}.tax_frac", ("costs", "tax"))
     rs.derived(f"{target}.hours_per_month", "default", "moeplan/units.py", "8760 h / 12")
-    budget = None if file.budget is None else _budget(rs, file.budget, kind, currencies, target)
+    budget = None if file.budget is None else _budget(rs, file.budget, kind, target)
     if offer is None:
         return None
     costs = file.costs
@@ -85,29 +83,20 @@ def _owned(rs: Resolving, own: OwnFile, loc: Loc, hardware: Hardware) -> Offer |
     return Offer("own hardware", hardware.device.slug, per_hour, 1, "own", "", source)
 
 
-def _budget(rs: Resolving, file: BudgetFile, kind: str, currencies: Mapping[str, float], target: str) -> Budget | None:
+def _budget(rs: Resolving, file: BudgetFile, kind: str, target: str) -> Budget:
     loc: Loc = ("budget", "limit")
-    rs.note(f"{target}.budget.limit_usd", loc, shorthand=True)
-    rs.note(f"{target}.budget.per", loc, shorthand=True)
+    for field in ("limit_usd", "per"):
+        rs.note(f"{target}.budget.{field}", loc, shorthand=True)
     rs.note(f"{target}.budget.deadline_s", ("budget", "deadline"))
     if file.deadline is not None and kind == "serving":
         rs.problem(("budget", "deadline"), "a deadline applies to a training run, this scenario only serves")
-    try:
-        per: Literal["month", "run", "total"]
-        if "/" in file.limit:
-            limit, per = units.parse(file.limit, "usd_per_month", currencies), "month"
-        else:
-            limit, per = units.parse(file.limit, "usd", currencies), "run" if kind == "training" else "total"
-    except UnitError as error:
-        rs.problem(loc, error.what, file.limit, error.allowed, error.hint)
-        return None
-    if limit <= 0.0:
-        rs.problem(loc, "must not be zero" if limit == 0.0 else "must not be negative", file.limit, "above 0")
-    if kind == "serving" and per != "month":
-        rs.problem(loc, "serving goes on: its budget needs a period", file.limit, "3000 USD/month")
-    if kind == "training" and per == "month":
-        rs.problem(loc, "a training run ends: its budget is one amount", file.limit, "60000 USD")
-    return Budget(limit, per, file.deadline)
+    limit = file.limit
+    if kind == "serving" and not limit.per_month:
+        rs.problem(loc, "serving goes on: its budget needs a period", rs.text(loc), "3000 USD/month")
+    if kind == "training" and limit.per_month:
+        rs.problem(loc, "a training run ends: its budget is one amount", rs.text(loc), "60000 USD")
+    per: Literal["month", "run", "total"] = "month" if limit.per_month else "run" if kind == "training" else "total"
+    return Budget(limit.usd, per, file.deadline)
 
 
 def exchange_rates(rs: Resolving, table: Mapping[str, object]) -> dict[str, float]:

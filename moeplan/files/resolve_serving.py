@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +138,11 @@ def _traffic(rs: Resolving, file: TrafficFile, max_context: int, arrays: bool) -
         key: None if own is None else _lengths(rs, own, (*loc, key), f"serving.traffic.{key}", max_context)
         for key, own in (("input_tokens", file.input_tokens), ("output_tokens", file.output_tokens))
     }
-    _check_longest(rs, loc, lengths["input_tokens"], lengths["output_tokens"], recording, max_context)
     arrivals = _arrivals(rs, file, loc, 0 if recording is None else len(recording))
     trace = None if recording is None else _trace(recording, file, arrays)
-    return Traffic(arrivals, trace, lengths["input_tokens"], lengths["output_tokens"])
+    traffic = Traffic(arrivals, trace, lengths["input_tokens"], lengths["output_tokens"])
+    check_longest(rs, (*loc, "input_tokens" if trace is None else "trace"), traffic, max_context)
+    return traffic
 
 
 def _recording(rs: Resolving, file: TrafficFile, loc: Loc) -> Recording | None:
@@ -188,30 +191,17 @@ def _lengths(rs: Resolving, file: LengthFile, loc: Loc, target: str, max_context
     return LengthDistribution("lognormal", float(shape.mean), shape.min, high, shape.sigma)
 
 
-def _check_longest(
-    rs: Resolving,
-    loc: Loc,
-    prompt: LengthDistribution | None,
-    answer: LengthDistribution | None,
-    recording: Recording | None,
-    max_context: int,
-) -> None:
-    """Report requests that cannot fit the context: an engine refuses them."""
-    hint = "raise serving.engine.max_model_len, shorten the requests, or take a model with a longer context"
-    if prompt is not None and answer is not None:
-        longest = prompt.high_tokens + answer.high_tokens
-        if longest > max_context:
-            what = f"longest request has {longest} tokens, more than the context"
-            rs.problem((*loc, "input_tokens"), what, allowed=f"at most {max_context}", hint=hint)
-        return
-    if recording is None:
-        return
-    for i, (p, a) in enumerate(zip(recording.input_tokens, recording.output_tokens, strict=True)):
-        total = (p if prompt is None else prompt.high_tokens) + (a if answer is None else answer.high_tokens)
-        if total > max_context:
-            what = f"request in line {recording.lines[i]} has {total} tokens, more than the context"
-            rs.problem((*loc, "trace"), what, allowed=f"at most {max_context}", hint=hint)
-            return
+def check_longest(rs: Resolving, loc: Loc, traffic: Traffic, max_context: int) -> None:
+    """Report at ``loc`` that a request does not fit the context: an engine refuses it."""
+    prompt, answer, trace = traffic.input_tokens, traffic.output_tokens, traffic.trace
+    prompts: Iterable[int] = repeat(prompt.high_tokens) if prompt is not None else trace.input_tokens if trace else ()
+    answers: Iterable[int] = repeat(answer.high_tokens) if answer is not None else trace.output_tokens if trace else ()
+    n_requests = len(trace.arrival_s) if trace is not None else 1
+    longest = max((int(p) + int(a) for p, a in islice(zip(prompts, answers, strict=False), n_requests)), default=0)
+    if longest > max_context:
+        what = f"the longest request has {longest} tokens, more than the context"
+        hint = "raise serving.engine.max_model_len, shorten the requests, or take a model with a longer context"
+        rs.problem(loc, what, allowed=f"at most {max_context}", hint=hint)
 
 
 def _arrivals(rs: Resolving, file: TrafficFile, loc: Loc, n_trace: int) -> Arrivals:

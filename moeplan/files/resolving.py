@@ -26,10 +26,13 @@ class Resolving:
     folder: Path
     problems: list[Problem] = field(default_factory=list)
     origins: dict[str, Origin] = field(default_factory=dict)
+    set_aside: list[Loc] = field(default_factory=list)  # faulty values, reported already, replaced by their defaults
 
     def problem(self, loc: Loc, what: str, got: object = "", allowed: str = "", hint: str = "") -> None:
         """Record a problem at ``loc``, or at the nearest value above it that the user wrote."""
         loc = written(self.tree, loc)
+        if any(_depends(loc, faulty) for faulty in self.set_aside):
+            return
         mark = place_of(self.tree, loc)
         self.problems.append(Problem(mark.file, mark.line, mark.col, dotted(loc), what, str(got), allowed, hint))
 
@@ -53,6 +56,13 @@ class Resolving:
                 what = f"{named}: {p.what}" if named and named != p.got else p.what
                 self.problem(loc, what, p.got, p.allowed, p.hint)
             return None
+
+    def text(self, loc: Loc) -> str:
+        """The value at ``loc`` as the user wrote it, "" where there is none."""
+        node: Node | None = self.tree
+        for part in written(self.tree, loc):
+            node = node.child(part) if node is not None else None
+        return "" if node is None else str(node.plain())
 
     def inside(self, text: str, loc: Loc) -> Path:
         """The path ``text`` that stands at ``loc``; InputError when it leads out of the scenario's folder."""
@@ -90,3 +100,9 @@ class Resolving:
     def derived(self, target: str, how: str, where: str, note: str = "") -> None:
         """Record an origin other than the user's text."""
         self.origins[target] = Origin(how, where, note)
+
+
+def _depends(loc: Loc, faulty: Loc) -> bool:
+    """Whether a report about ``loc`` may only be a consequence of ``faulty``: above it, below it, or beside it."""
+    beside = len(loc) > 1 and loc[:-1] == faulty[:-1]
+    return beside or loc[: len(faulty)] == faulty or faulty[: len(loc)] == loc

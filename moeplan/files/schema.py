@@ -11,13 +11,16 @@ from pydantic import Field, field_validator, model_validator
 
 from moeplan import units
 from moeplan.files.schema_types import (
+    BudgetLimit,
     Bytes,
+    CacheFormat,
     Count,
     CountOrZero,
     Degree,
     Duration,
     DurationOrZero,
     EnergyPrice,
+    ExchangeRate,
     Flag,
     Fraction,
     GpuHourPrice,
@@ -28,7 +31,6 @@ from moeplan.files.schema_types import (
     Power,
     Rate,
     Section,
-    StoredFormat,
     Text,
     Tokens,
     WeightFormat,
@@ -103,7 +105,7 @@ class PrecisionFile(Section):
         default=None, description="Dense and shared-expert layers; default: as `weights`."
     )
     embedding: WeightFormat | None = Field(default=None, description="Embedding, head, norms, router.")
-    kv_cache: StoredFormat = Field(
+    kv_cache: CacheFormat = Field(
         default="auto", description="KV cache; `auto` is 16 bit (bf16; fp16 under llama.cpp)."
     )
 
@@ -385,7 +387,9 @@ class BudgetFile(Section):
     """What may be spent, and by when a training run must end."""
 
     shorthand = "limit"
-    limit: Text = Field(description="`3000 USD/month` for serving, `60000 USD` for a training run or a lifecycle.")
+    limit: BudgetLimit = Field(
+        description="`3000 USD/month` for serving, `60000 USD` for a training run or a lifecycle."
+    )
     deadline: Duration | None = Field(default=None, description="Longest wall-clock time of the training run.")
 
 
@@ -462,7 +466,7 @@ class ScenarioFile(Section):
     lifecycle: LifecycleFile | None = Field(default=None, description="Train, then serve.")
     compare_with: CompareFile | None = Field(default=None, description="A second model at equal quality.")
     references: list[ReferenceFile] = Field(default_factory=list, max_length=100, description="Published figures.")
-    exchange_rates: dict[str, Text] = Field(
+    exchange_rates: dict[str, ExchangeRate] = Field(
         default_factory=dict, description="Value of one unit of another currency, for example {EUR: 1.08 USD}."
     )
 

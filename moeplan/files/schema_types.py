@@ -106,7 +106,9 @@ def whole(least: int, most: int = MAX_COUNT) -> Rule:
 
     def check(value: Any, _info: ValidationInfo) -> int:
         try:
-            number = units.parse(value, "tokens")
+            # a float holds 53 bits: an int the user wrote is taken as it is
+            exact = isinstance(value, int) and not isinstance(value, bool)
+            number = value if exact else units.parse(value, "tokens")
         except UnitError as error:
             raise reject("expected a whole number", allowed, error.hint) from None
         if number != int(number):
@@ -116,10 +118,23 @@ def whole(least: int, most: int = MAX_COUNT) -> Rule:
             raise reject(what, allowed)
         if number > most:
             raise reject("too large", allowed)
-        # a float holds only 53 bits: an int the user wrote is taken as it is
-        return value if isinstance(value, int) else int(number)
+        return int(number)
 
     return Rule(check, f"whole number, {allowed}", {"type": ["integer", "string"], "minimum": least, "maximum": most})
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A budget: dollars a month, or once."""
+
+    usd: float
+    per_month: bool
+
+
+def _check_limit(value: Any, info: ValidationInfo) -> Limit:
+    per_month = isinstance(value, str) and "/" in value
+    rule = quantity("usd_per_month" if per_month else "usd", above=0.0)
+    return Limit(rule.check(value, info), per_month)
 
 
 def choice(*names: str) -> Rule:
@@ -168,4 +183,7 @@ MonthlyMoney = Annotated[float, quantity("usd_per_month", least=0.0)]
 EnergyPrice = Annotated[float, quantity("usd_per_energy", least=0.0)]
 Number = Annotated[float, quantity("count")]
 WeightFormat = Annotated[str, choice("native", *FORMATS)]
-StoredFormat = Annotated[str, choice("auto", *FORMATS)]
+CacheFormat = Annotated[str, choice("auto", "bf16", "fp16", "fp8", "int8", "q8_0", "q4_0", "nvfp4")]
+BudgetLimit = Annotated[Limit, Rule(_check_limit, "an amount of money, or one per month", {"type": "string"})]
+# exchange rates are read before everything else, by the resolver: every other amount needs them
+ExchangeRate = Annotated[object, Rule(lambda value, _info: value, "an amount of money: 1.08 USD", {"type": "string"})]

@@ -29,14 +29,13 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A trace as read, without numpy: arrival [s after the first], prompt and answer lengths [tokens], file lines."""
+    """A trace as read, without numpy: arrival [s after the first], prompt and answer lengths [tokens]."""
 
     path: Path
     format: str
     arrival_s: array[float]
     input_tokens: array[int]
     output_tokens: array[int]
-    lines: array[int]
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -101,7 +100,7 @@ def _format(path: Path, header: list[str], fmt: str) -> str:
 def _read_rows(path: Path, rows: Iterator[list[str]], header: list[str], fmt: str) -> Recording:
     at = [header.index(column) for column in COLUMNS[fmt]]
     when: Callable[[str], float] = _timestamp if fmt == "azure" else _seconds
-    arrival, prompts, answers, lines = array("d"), array("q"), array("q"), array("q")
+    arrival, prompts, answers = array("d"), array("q"), array("q")
     problems: list[Problem] = []
     first = previous = -math.inf
     for line, row in enumerate(rows, start=2):
@@ -130,14 +129,13 @@ def _read_rows(path: Path, rows: Iterator[list[str]], header: list[str], fmt: st
         arrival.append(time_s - first)
         prompts.append(prompt)
         answers.append(answer)
-        lines.append(line)
     if problems:
         raise InputError(problems)
     if not arrival:
         raise input_error(path, "empty trace: a header but no requests")
     if len(arrival) > MAX_REQUESTS:
         raise input_error(path, "trace too long", allowed=f"at most {MAX_REQUESTS} requests")
-    return Recording(path, fmt, arrival, prompts, answers, lines)
+    return Recording(path, fmt, arrival, prompts, answers)
 
 
 def _timestamp(text: str) -> float:

@@ -70,7 +70,7 @@ SERVING_CASES = [
     Case("unknown-engine", 6, "  engine: vlm", "6:11", "serving.engine", ("unknown value", "did you mean vllm?")),
     Case("unknown-precision", 7, "  precision: fp6", "7:14", "serving.precision", ("unknown value", "fp8")),
     Case("unknown-kind", 1, "kind: severing", "1:7", "kind", ("unknown value", "did you mean serving?")),
-    Case("kind-contradicts", 1, "kind: training", "1:7", "kind", ("a training scenario needs a `training` section",)),
+    Case("kind-contradicts", 1, "kind: training", "1:1", "training", ("a training scenario needs a `training` section",)),
     Case("tp-heads", 8, "  layout: {tp: 3}", "8:16", "serving.layout.tp", ("tp does not divide the attention heads", "1, 2, 4, 8")),
     Case("ep-experts", 8, "  layout: {tp: 6, ep: 6}", "8:23", "serving.layout.ep", ("ep does not divide the experts", "got 6")),
     Case("ep-group", 8, "  layout: {tp: 2, ep: 4}", "8:23", "serving.layout.ep", ("does not divide tp x dp = 2",)),
@@ -91,6 +91,12 @@ SERVING_CASES = [
     Case("only-warmup", 10, "    rate: 1 req/s\n    requests: 10\n    warmup_requests: 10", "12:22", "serving.traffic.warmup_requests", ("no request is left",)),
     Case("percentile-100", 13, "  slo: {percentile: 100}", "13:21", "serving.slo.percentile", ("too large",)),
     Case("budget-currency", 15, "budget: 3000 XYZ/month", "15:9", "budget", ("unknown currency XYZ", "exchange_rates")),
+    Case("budget-no-unit", 15, "budget: 3000", "15:9", "budget", ("missing unit", "8000 USD")),
+    Case("price-no-unit", 14, "price: 3", "14:8", "price", ("missing unit", "3.5 USD/h")),
+    Case("rate-no-unit", 16, "exchange_rates: {EUR: 1.1}", "16:23", "exchange_rates.EUR", ("missing unit",)),
+    Case("rates-no-mapping", 16, "exchange_rates: [EUR]", "16:1", "exchange_rates", ("expected a mapping of currency codes",)),
+    Case("kv-cache-format", 7, "  precision: {kv_cache: q4_k_m}", "7:25", "serving.precision.kv_cache", ("unknown value", "fp8")),
+    Case("seed-too-large", 1, "seed: 9223372036854775808", "1:7", "seed", ("too large",)),
     Case("price-currency", 14, "price: 3 EUR/h", "14:8", "price", ("unknown currency EUR",)),
     Case("budget-dollar-sign", 15, "budget: $3000", "15:9", "budget", ("3000 USD",)),
     Case("budget-thousands", 15, "budget: '3,000 USD/month'", "15:9", "budget", ("a comma in a number",)),
@@ -129,7 +135,7 @@ TRAINING_CASES = [
     Case("tokens-unit", 7, "  tokens: 1 GB", "7:11", "training.tokens", ("GB is a size in bytes",)),
     Case("budget-per-month", 13, "budget: 100 USD/month", "13:9", "budget", ("a training run ends",)),
     Case("missing-method", 6, "  micro_batch: 1", "5:1", "training.method", ("missing key",)),
-    Case("stray-lifecycle", 13, "lifecycle: {duration: 12 months}", "13:1", "lifecycle", ("needs a `serving` section",)),
+    Case("stray-lifecycle", 13, "lifecycle: {duration: 12 months}", "1:1", "serving", ("needs a `serving` section",)),
 ]  # fmt: skip
 
 
@@ -176,6 +182,17 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     lines = run("check", path).stderr.splitlines()
     assert [line.split(": ")[0].removeprefix(f"{path}:") for line in lines] == ["2:8", "4:7", "10:11", "16:1"]
+
+
+def test_a_faulty_value_brings_no_second_report(tmp_path: Path) -> None:
+    """What follows from a value that was refused is not reported beside it; what does not follow is."""
+    text = with_line(SERVING, 8, "  layout: {tp: x4, ep: 4}")
+    text = with_line(text, 11, "    input_tokens: 9000")
+    text = with_line(text, 14, "price: 3 GB")
+    path = tmp_path / "s.yaml"
+    path.write_text(text, encoding="utf-8")
+    lines = run("check", path).stderr.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["serving.layout.tp", "serving.traffic.input_tokens", "price"]
 
 
 def test_all_meaning_problems_at_once(tmp_path: Path) -> None:
@@ -257,7 +274,7 @@ TRACE_HEADER = "arrival_s,input_tokens,output_tokens\n"
         (TRACE_HEADER + "0,10\n", "t.csv:2: too few columns"),
         ("arrival_s,input_tokens\n0,1\n", "not a known trace"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,3,4\n", "t.csv:2: not a date and time"),
-        (TRACE_HEADER + "0,9000,5\n", "request in line 2 has 9005 tokens, more than the context"),
+        (TRACE_HEADER + "0,9000,5\n", "the longest request has 9005 tokens, more than the context"),
         ("\x00\x00", "binary file"),
     ],
 )

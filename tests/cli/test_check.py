@@ -126,6 +126,19 @@ def test_set_reaches_into_a_list(tmp_path: Path) -> None:
     assert values["references[0].value"]["value"] == pytest.approx(4.0)
 
 
+def test_largest_seed_is_kept_exactly(tmp_path: Path) -> None:
+    values = _values(_write(tmp_path, with_line(SERVING, 1, f"seed: {2**63 - 1}")))
+    assert values["seed"]["value"] == 2**63 - 1
+
+
+def test_compared_model_must_hold_the_requests(tmp_path: Path) -> None:
+    text = with_line(SERVING, 11, "    input_tokens: 5000")
+    text = with_line(text, 16, "compare_with: {model: OLMoE-1B-7B, quality_note: none}")
+    result = run("check", _write(tmp_path, text))
+    assert result.exit_code == 2
+    assert ":16:23: compare_with.model: the longest request has 5200 tokens" in result.stderr
+
+
 def test_currency_by_the_scenarios_own_rate(tmp_path: Path) -> None:
     text = with_line(SERVING, 15, "budget: 3000 EUR/month\nexchange_rates: {EUR: 1.10 USD}")
     assert _values(_write(tmp_path, text))["money.budget.limit_usd"]["value"] == pytest.approx(3300.0)
