@@ -9,7 +9,7 @@ of its ranks share one: 1 for a data-parallel group that strides the nodes. Disp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -132,15 +132,15 @@ def all_to_all_time_s(
     size, n, local = _group(n_bytes, n_gpus, hardware, ranks_per_domain)
     rate = inner_bytes_per_s(local, hardware, p)
     base_s = p["base_s"] + p["hop_s"] * (n - 1)
-    low_s = base_s + (local - 1) / n * size / (rate * p["low_latency_efficiency"])
-    stream_s = (local - 1 + p["local_chunks"]) / n * size / (rate * p["efficiency"])
+    low_slope = (local - 1) / n / (rate * p["low_latency_efficiency"])
+    slope = (local - 1 + p["local_chunks"]) / n / (rate * p["efficiency"])
     if np.any(n > local):
-        crossing_s = (n - local) / n * size / stream_bytes_per_s(hardware)
-        hop_s = np.where(n > local, fabric_of(scale_out_of(hardware)).hop_s, 0.0)
-        base_s, low_s = base_s + hop_s, np.maximum(low_s, base_s + crossing_s) + hop_s
-        stream_s = np.maximum(stream_s, crossing_s)
-    bulk_s = base_s + joined_s(np.full_like(stream_s, p["bulk_hop_s"]), stream_s, p["sharpness"])
-    return np.where(n > 1, _switched_s(low_s, bulk_s, size / n / p["switch_bytes"], _SWITCH_STEEPNESS), 0.0)
+        crossing = (n - local) / n / stream_bytes_per_s(hardware)
+        low_slope, slope = np.maximum(low_slope, crossing), np.maximum(slope, crossing)
+        base_s = base_s + np.where(n > local, fabric_of(scale_out_of(hardware)).hop_s, 0.0)
+    bulk_s = base_s + joined_s(np.full_like(size, p["bulk_hop_s"]), slope * size, p["sharpness"])
+    time_s = _switched_s(lambda x: base_s + low_slope * x, bulk_s, size, n * p["switch_bytes"], _SWITCH_STEEPNESS)
+    return np.where(n > 1, time_s, 0.0)
 
 
 def custom_all_reduce_time_s(
@@ -154,10 +154,14 @@ def custom_all_reduce_time_s(
     size, n, _ = _group(n_bytes, n_gpus, hardware, n_gpus)
     rate = inner_bytes_per_s(n, hardware, p)
     start_s = p["base_s"] + p["hop_s"] * (n - 1)
-    one_shot_s = start_s + (n - 1) * size / (rate * p["one_shot_efficiency"])
-    two_shot_s = start_s + p["two_shot_s"] + 2 * (n - 1) / n * size / (rate * p["two_shot_efficiency"])
-    bulk_s = p["base_s"] + p["bulk_hop_s"] * 2 * (n - 1) + _stream_s(size, n, 2, rate, hardware, p)
-    time_s = _switched_s(np.minimum(one_shot_s, two_shot_s), bulk_s, size / p["limit_bytes"], _LIMIT_STEEPNESS)
+
+    def peer_s(x: Array) -> Array:
+        one_shot_s = start_s + (n - 1) * x / (rate * p["one_shot_efficiency"])
+        two_shot_s = start_s + p["two_shot_s"] + 2 * (n - 1) / n * x / (rate * p["two_shot_efficiency"])
+        return np.minimum(one_shot_s, two_shot_s)
+
+    bulk_s = p["base_s"] + p["bulk_hop_s"] * 2 * (n - 1) + _bulk_slope(n, 2, rate, hardware, p) * size
+    time_s = _switched_s(peer_s, bulk_s, size, np.full_like(size, p["limit_bytes"]), _LIMIT_STEEPNESS)
     return np.where(n > 1, time_s, 0.0)
 
 
@@ -230,40 +234,51 @@ def _ring_time_s(
     # All-reduce of small messages: NCCL chains the GPUs of a node and joins nodes and racks as binary trees.
     node = np.minimum(local, hardware.n_gpus_per_node)
     hops = 2 * (node - 1 + np.ceil(np.log2(local / node))) if passes == 2 else steps
-    low_stream_s = steps / n * size / (rate * p["low_latency_efficiency"])
-    stream_s = _stream_s(size, n, passes, rate, hardware, p)
+    low_slope = steps / n / (rate * p["low_latency_efficiency"])  # seconds per byte
+    slope = _bulk_slope(n, passes, rate, hardware, p)
     far_s = np.zeros_like(size)
     if np.any(n > local):
         domains = n / local
         # Every rank of a domain drives its own NIC. Two domains all-reduce as a tree: each sends its sum once.
-        crossing = np.where((passes == 2) & (domains == 2), 1.0, steps / n) * size / local
-        crossing_s = np.where(n > local, crossing / stream_bytes_per_s(hardware), 0.0)
-        inner = local > 1
-        low_stream_s = np.maximum(np.where(inner, low_stream_s, 0.0), crossing_s)
-        stream_s = np.maximum(np.where(inner, stream_s, 0.0), crossing_s)
+        crossed = np.where((passes == 2) & (domains == 2), 1.0, steps / n) / local
+        crossing = np.where(n > local, crossed / stream_bytes_per_s(hardware), 0.0)
+        low_slope = np.maximum(np.where(local > 1, low_slope, 0.0), crossing)
+        slope = np.maximum(np.where(local > 1, slope, 0.0), crossing)
         # All-reduce climbs and descends the tree of domains, the others walk the whole ring.
         far_steps = 2 * np.ceil(np.log2(domains)) if passes == 2 else domains - 1
         far_s = np.where(n > local, far_steps * fabric_of(scale_out_of(hardware)).hop_s, 0.0)
         hops = hops if passes == 2 else n - domains
-    wide = p["wide_step"] / (1.0 + np.maximum(size / n / _WIDE_BYTES, 1e-30) ** -_SWITCH_STEEPNESS)
-    low_s = (p["base_s"] + p["hop_s"] * hops) * (1.0 + wide) + far_s + low_stream_s
-    bulk_s = p["base_s"] + joined_s(p["bulk_hop_s"] * hops + far_s, stream_s, p["sharpness"])
-    return np.where(n > 1, _switched_s(low_s, bulk_s, size / n / p["switch_bytes"], _SWITCH_STEEPNESS), 0.0)
+    start_s = p["base_s"] + p["hop_s"] * hops
+
+    def low_s(x: Array) -> Array:
+        return start_s * (1.0 + p["wide_step"] * _past(x, n * _WIDE_BYTES, _SWITCH_STEEPNESS)) + far_s + low_slope * x
+
+    bulk_s = p["base_s"] + joined_s(p["bulk_hop_s"] * hops + far_s, slope * size, p["sharpness"])
+    time_s = _switched_s(low_s, bulk_s, size, n * p["switch_bytes"], _SWITCH_STEEPNESS)
+    return np.where(n > 1, time_s, 0.0)
 
 
-def _stream_s(
-    size: Array, n: Array, passes: int, rate: Array, hardware: Hardware, p: Mapping[str, float]
-) -> Array:
-    """Bulk transfer [s]: ring with the rank's own chunk, or for an all-reduce the switch's multicast where faster."""
-    ring_s = (passes * (n - 1) + p["local_chunks"]) / n * size / (rate * p["efficiency"])
+def _bulk_slope(n: Array, passes: int, rate: Array, hardware: Hardware, p: Mapping[str, float]) -> Array:
+    """Bulk transfer [s/byte]: ring with the rank's own chunk, or an all-reduce by the switch's multicast if faster."""
+    ring = (passes * (n - 1) + p["local_chunks"]) / n / (rate * p["efficiency"])
     if passes == 1 or "multicast_efficiency" not in p or not multicasts(hardware):
-        return ring_s
+        return ring
     # In-switch reduction: a rank sends its data up once, and its reduced chunk once to be multicast.
-    multicast_s = (n + 1) / n * size / (rate * p["multicast_efficiency"])
-    return np.where(n > 2, np.minimum(ring_s, multicast_s), ring_s)
+    multicast = (n + 1) / n / (rate * p["multicast_efficiency"])
+    return np.where(n > 2, np.minimum(ring, multicast), ring)
 
 
-def _switched_s(low_s: Array, bulk_s: Array, ratio: Array, steepness: float) -> Array:
-    """Geometric blend from ``low_s`` (ratio << 1) to ``bulk_s`` (ratio >> 1) [s]."""
-    weight = 1.0 / (1.0 + np.maximum(ratio, 1e-30) ** -steepness)
-    return low_s ** (1.0 - weight) * bulk_s**weight
+def _switched_s(low_s: Callable[[Array], Array], bulk_s: Array, size: Array, switch: Array, steepness: float) -> Array:
+    """Geometric blend from ``low_s(size)`` to ``bulk_s`` around ``switch`` bytes [s], never falling with size.
+
+    A library does not leave a protocol for one that would take less time than at the switch: past it, the time at the
+    switch is a floor.
+    """
+    weight = _past(size, switch, steepness)
+    bulk_s = np.maximum(bulk_s, low_s(switch))
+    return low_s(np.minimum(size, switch)) ** (1.0 - weight) * bulk_s**weight
+
+
+def _past(size: Array, switch: Array, steepness: float) -> Array:
+    """How far ``size`` is past ``switch``: 0 well below, 1/2 there, 1 well above."""
+    return np.asarray(1.0 / (1.0 + np.maximum(size / switch, 1e-30) ** -steepness))

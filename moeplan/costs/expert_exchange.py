@@ -32,7 +32,7 @@ _THROUGHPUT = {
     "efficiency": 0.8,  # of the link rate
     "local_copies": 0.6,  # local work per token, in copies of it over the link
     "sm_bytes_per_s": 1.6e10,  # what one communication SM moves
-    "sharpness": 1.0,
+    "sharpness": 1.05,
 }
 _LOW_LATENCY = {
     "base_s": 1e-5,
@@ -48,7 +48,7 @@ DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "moe_dispatch_low_latency": _LOW_LATENCY,
     # TensorRT-LLM's own kernels over NVLink, fitted to GB200, 2 to 64 ranks; no SM limit, they use the whole GPU.
     "nvlink_dispatch": {
-        "base_s": 1.2e-5, "token_s": 2.2e-8, "efficiency": 0.65, "local_copies": 0.12, "sharpness": 1.0,
+        "base_s": 1.2e-5, "token_s": 2.2e-8, "efficiency": 0.65, "local_copies": 0.12, "sharpness": 1.05,
     },
     "nvlink_combine": {
         "base_s": 1.5e-5, "token_s": 1.7e-8, "efficiency": 0.62, "local_copies": 1.35, "sharpness": 1.1,

@@ -60,13 +60,12 @@ def test_one_rank_exchanges_nothing(op: str) -> None:
     assert exchange(op, 100.0, machine(), ep=1) == 0.0
 
 
-@pytest.mark.parametrize("op", INSIDE)
-@pytest.mark.parametrize("kind", ["nvlink", "pcie"])
+@pytest.mark.parametrize("op", SINGLE)
+@pytest.mark.parametrize("kind", ["nvlink", "pcie", "xgmi"])
 @given(size=n_bytes, n=groups, factor=st.floats(1.0, 100.0))
 def test_more_bytes_never_take_less(op: str, kind: str, size: float, n: int, factor: float) -> None:
     small, large = cost(op, np.array([size, size * factor]), n, machine(kind))
-    # The blend from one protocol to the next may dip where the next one is the faster, as NCCL's own switch does.
-    assert large >= small * 0.75
+    assert large >= small * (1 - 1e-12)
 
 
 @pytest.mark.parametrize("op", EXCHANGE)
@@ -86,7 +85,7 @@ def test_a_faster_link_never_takes_longer(op: str, size: float, n: int) -> None:
 @given(size=n_bytes, n=st.sampled_from([16, 64, 256]))
 def test_leaving_the_domain_never_helps_a_group_of_the_same_size(op: str, size: float, n: int) -> None:
     rack = replace(machine(), n_gpus_scale_up=256)
-    assert cost(op, size, n, machine()) >= cost(op, size, n, rack) * 0.75
+    assert cost(op, size, n, machine()) >= cost(op, size, n, rack) * (1 - 1e-12)
 
 
 @pytest.mark.parametrize("op", SINGLE)
