@@ -130,7 +130,7 @@ def is_saturated(log: EventLog, warmup_requests: int = 0) -> bool:
     if float(np.nanmax(log.finish_s)) - last_s < 0.1 * span_s:
         return False
     third, fourth = np.array_split(waits_s, 4)[2:]
-    error_s = np.hypot(*(batch_means_error(part)["mean"] for part in (third, fourth)))
+    error_s = np.hypot(batch_means_error(third)["mean"], batch_means_error(fourth)["mean"])
     return bool(fourth.mean() - third.mean() > _GROWTH_Z * error_s)
 
 
