@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from moeplan.calibrate.op_model import Array, Inputs, OpModel, Parameter, Place, dtype_column
+from moeplan.calibrate.op_model import Array, Exclusion, Inputs, OpModel, Parameter, Place, dtype_column
 from moeplan.calibrate.ops.attention import PREFILL_PARAMETERS, cache_format
 from moeplan.costs.latent_attention import (
     MLA_ABSORB_DEFAULTS,
@@ -79,6 +79,18 @@ def _absorb_regime(frame: pd.DataFrame, _place: Place) -> pd.Series:
     return _by_work(frame["num_tokens"] * 1.0, 64, 512)
 
 
+def _fp8_in_name_only(frame: pd.DataFrame, place: Place) -> pd.Series:
+    return (frame["kv_cache_dtype"] == "fp8") & (place.hardware in ("a100-sxm-80gb", "l40s"))
+
+
+_EXCLUSIONS = (
+    Exclusion(
+        "fp8 rows of A100 and L40S repeat their bf16 rows (median ratio 1.00): the cache was 16 bit",
+        _fp8_in_name_only,
+    ),
+)
+
+
 def _moved(name: str, defaults: Mapping[str, float], lower: float, upper: float, *, log: bool = True) -> Parameter:
     return Parameter(name, defaults[name], lower, upper, log)
 
@@ -97,6 +109,7 @@ PREFILL = OpModel(
     inputs=_prefill_inputs,
     time_s=_prefill_time_s,
     regime_of=_prefill_regime,
+    exclusions=_EXCLUSIONS,
 )
 
 DECODE = OpModel(
@@ -123,6 +136,7 @@ DECODE = OpModel(
     inputs=_decode_inputs,
     time_s=_decode_time_s,
     regime_of=_decode_regime,
+    exclusions=_EXCLUSIONS,
 )
 
 ABSORB = OpModel(
