@@ -115,3 +115,12 @@ def test_all_reduce_on_64_h100_as_coreweave_published(gib: float, microseconds: 
     p = collectives.DEFAULTS["all_reduce"]
     got = collectives.all_reduce_time_s(gib * 2**30, 64, hardware=machine(), p=p)
     assert float(got) * 1e6 == pytest.approx(microseconds, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "microseconds"), [(2**16, 4.21), (2**20, 20.96), (2**24, 307.1), (2**28, 4881.4), (2**30, 19505.7)]
+)
+def test_host_copies_of_an_h200(n_bytes: int, microseconds: float) -> None:
+    """Own measurement 2026-11-23: pinned memory, PCIe 5.0 x16."""
+    got = collectives.host_copy_time_s(n_bytes, hardware=machine(), p=collectives.DEFAULTS["host_copy"])
+    assert float(got) * 1e6 == pytest.approx(microseconds, rel=0.1)
