@@ -10,7 +10,14 @@ from typing import Any
 
 from moeplan.files.engine_defaults import ENGINE_FIELDS, default_engine, engine_defaults
 from moeplan.files.resolving import Resolving
-from moeplan.files.schema import EngineFile, LengthFile, PrecisionFile, ServingFile, ServingLayoutFile, TrafficFile
+from moeplan.files.schema_serving import (
+    EngineFile,
+    LengthFile,
+    PrecisionFile,
+    ServingFile,
+    ServingLayoutFile,
+    TrafficFile,
+)
 from moeplan.files.schema_walk import Loc
 from moeplan.files.trace import Recording, read_trace
 from moeplan.spec.hardware import Device, Hardware

@@ -7,7 +7,7 @@ from typing import Literal, cast
 from moeplan.files.model_data import RELIABILITY, default_reliability
 from moeplan.files.resolve_serving import check_runs
 from moeplan.files.resolving import Resolving
-from moeplan.files.schema import LoraFile, ReliabilityFile, TrainingFile
+from moeplan.files.schema_training import LoraFile, ReliabilityFile, TrainingFile
 from moeplan.files.schema_walk import Loc
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import TrainingLayout

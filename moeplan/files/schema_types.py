@@ -59,6 +59,14 @@ class Section(BaseModel):
         return cls.expand(value)
 
 
+def one_of(section: Section, *keys: str) -> None:
+    """Raise unless exactly one of ``keys`` is set."""
+    given = [key for key in keys if getattr(section, key) is not None]
+    if len(given) != 1:
+        what = f"only one of these may be set: {', '.join(given)}" if given else "one of these keys is needed"
+        raise reject(what, ", ".join(keys))
+
+
 @dataclass(frozen=True, eq=False)
 class Rule:
     """How a single value is read: ``check`` returns it in SI or raises ``reject``; ``json_schema`` describes it."""

@@ -1,0 +1,102 @@
+"""The `training` section of a scenario file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from moeplan.files.schema_types import (
+    Count,
+    Degree,
+    Duration,
+    DurationOrZero,
+    Flag,
+    Fraction,
+    PositiveFraction,
+    Section,
+    Tokens,
+    WeightFormat,
+    choice,
+    quantity,
+    whole,
+)
+
+
+class LoraFile(Section):
+    """LoRA adapter; with a 4-bit `base_precision` it is QLoRA."""
+
+    rank: Annotated[int, whole(1, 65536)] = Field(
+        default=16, description="Rank of the adapter matrices (estimate: common recipes use 8 to 64)."
+    )
+    targets: Annotated[str, choice("attention", "all_linear")] = Field(
+        default="attention",
+        description="Layers with an adapter: attention projections, or every linear layer with the experts.",
+    )
+    base_precision: WeightFormat = Field(default="native", description="Format of the frozen base weights.")
+
+
+class ReliabilityFile(Section):
+    """Failures and checkpoints of a long run; defaults and their sources are in moeplan/data/reliability.yaml."""
+
+    failures_per_gpu_day: Annotated[float, quantity("count", least=0.0, most=1.0)] | None = Field(
+        default=None, description="Unexpected interruptions per GPU and day."
+    )
+    restart: DurationOrZero | None = Field(default=None, description="From a failure until the job runs again.")
+    checkpoint_interval: Duration | None = Field(default=None, description="Time between checkpoints.")
+    checkpoint_write: DurationOrZero | None = Field(
+        default=None, description="Training stands still for one checkpoint."
+    )
+
+
+class TrainingLayoutFile(Section):
+    """Parallel degrees of a training job; GPUs = tp x cp x pp x dp."""
+
+    tp: Degree = Field(default=1, description="Tensor-parallel degree.")
+    pp: Degree = Field(default=1, description="Pipeline stages.")
+    vpp: Degree = Field(default=1, description="Virtual stages per pipeline rank (interleaved schedule).")
+    cp: Degree = Field(default=1, description="Context-parallel degree.")
+    dp: Degree = Field(default=1, description="Data-parallel degree.")
+    ep: Degree = Field(default=1, description="Expert-parallel degree; ep x etp divides tp x cp x dp.")
+    etp: Degree = Field(default=1, description="Tensor parallelism inside an expert.")
+    zero: Annotated[int, whole(0, 3)] = Field(
+        default=1,
+        description="ZeRO stage: 0 nothing sharded over dp, 1 optimizer, 2 gradients too, 3 weights too (FSDP).",
+    )
+    sequence_parallel: Flag = Field(default=True, description="Shard norms and dropout over tp along the sequence.")
+
+
+class TrainingFile(Section):
+    """A training run."""
+
+    method: Annotated[str, choice("pretrain", "full_finetune", "lora")] = Field(description="What is trained.")
+    tokens: Annotated[float, quantity("tokens", above=0.0, most=1e18)] = Field(
+        description="Tokens the run processes, all epochs."
+    )
+    sequence_length: Tokens = Field(description="Tokens of one sequence.")
+    global_batch: Count = Field(description="Sequences of one optimizer step.")
+    micro_batch: Count = Field(default=1, description="Sequences of one forward pass on one data-parallel rank.")
+    precision: Annotated[str, choice("bf16", "fp16", "fp8", "fp8_block", "mxfp8", "nvfp4", "fp32")] = Field(
+        default="bf16", description="Arithmetic of the matrix products."
+    )
+    optimizer: Annotated[str, choice("adamw", "adamw_bf16", "adamw_8bit", "muon")] = Field(
+        default="adamw",
+        description="adamw: two fp32 states; adamw_bf16: two bf16; adamw_8bit: two 8-bit; muon: one fp32.",
+    )
+    master_weights: Flag = Field(default=True, description="Keep an fp32 copy of 16-bit weights.")
+    gradients: Annotated[str, choice("fp32", "bf16")] = Field(
+        default="fp32", description="Gradient accumulation format (Megatron-Core accumulates in fp32 by default)."
+    )
+    recompute: Annotated[str, choice("none", "selective", "full")] = Field(
+        default="selective",
+        description="Activation recomputation (arXiv:2205.05198): none, core attention only, whole layers.",
+    )
+    packing: PositiveFraction = Field(
+        default=1.0, description="Share of positions that hold real tokens rather than padding."
+    )
+    overlap: Fraction = Field(
+        default=0.8, description="Share of data- and expert-parallel traffic hidden behind computation (estimate)."
+    )
+    lora: LoraFile | None = Field(default=None, description="The adapter, for method lora.")
+    reliability: ReliabilityFile = Field(default=ReliabilityFile(), description="Failures and checkpoints.")
+    layout: TrainingLayoutFile = Field(default=TrainingLayoutFile(), description="Parallel degrees.")
