@@ -97,6 +97,13 @@ def test_mla_rows_that_are_fp8_in_name_only_are_left_out():
             assert list(keep) == kept
 
 
+def test_absorbed_prefill_rows_are_compared_with_the_absorbed_form():
+    frame = table(2, kernel_source=["flash_attention", "default"], num_heads=16)
+    inputs = mla.PREFILL.inputs(frame, H200, "bf16")
+    assert list(inputs["n_kv_heads"]) == [1.0, 16.0]
+    assert list(inputs["head_dim"] + inputs["v_head_dim"]) == [1088.0, 320.0]
+
+
 def test_a_table_without_windows_or_kv_heads_is_full_mha():
     frame = table(5, num_key_value_heads=0).drop(columns="window_size")
     inputs = attention.PREFILL.inputs(frame, H200, "bf16")

@@ -13,12 +13,12 @@ import pandas as pd
 
 from moeplan.calibrate.op_model import Array, Exclusion, Inputs, OpModel, Parameter, Place, dtype_column
 from moeplan.calibrate.ops.attention import PREFILL_PARAMETERS, cache_format
+from moeplan.costs.attention import prefill_attention_time_s
 from moeplan.costs.latent_attention import (
     MLA_ABSORB_DEFAULTS,
     MLA_DECODE_DEFAULTS,
     mla_absorb_time_s,
     mla_decode_time_s,
-    mla_prefill_time_s,
 )
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.precision import FORMATS
@@ -28,9 +28,22 @@ KV_LORA_RANK, NOPE_DIM, ROPE_DIM, V_DIM = 512.0, 128.0, 64.0, 128.0
 _SIZES = {"kv_lora_rank": KV_LORA_RANK, "qk_nope_head_dim": NOPE_DIM, "qk_rope_head_dim": ROPE_DIM, "v_head_dim": V_DIM}
 
 
+# SGLang's prefill tables on these kernels ran in the absorbed form, all heads on one latent: taken as the expanded form
+# they would reach a third of what TensorRT-LLM reaches, the ratio of the two forms' FLOP. Engines expand, and so does the
+# cost; the rows are compared with the form that was measured.
+_ABSORBED_KERNELS = ("flash_attention", "triton")
+
+
 def _prefill_inputs(frame: pd.DataFrame, _hardware: Hardware, _fmt: str) -> Inputs:
     columns = {"batch": "batch_size", "q_tokens": "isl", "cached_tokens": "step", "n_heads": "num_heads"}
-    return {name: frame[column].to_numpy(np.float64) for name, column in columns.items()}
+    sizes = {name: frame[column].to_numpy(np.float64) for name, column in columns.items()}
+    absorbed = frame["kernel_source"].isin(_ABSORBED_KERNELS).to_numpy()
+    return {
+        **sizes,
+        "n_kv_heads": np.where(absorbed, 1.0, sizes["n_heads"]),
+        "head_dim": np.where(absorbed, KV_LORA_RANK + ROPE_DIM, NOPE_DIM + ROPE_DIM),
+        "v_head_dim": np.where(absorbed, KV_LORA_RANK, V_DIM),
+    }
 
 
 def _decode_inputs(frame: pd.DataFrame, _hardware: Hardware, _fmt: str) -> Inputs:
@@ -51,7 +64,9 @@ def _absorb_inputs(frame: pd.DataFrame, _hardware: Hardware, _fmt: str) -> Input
 
 
 def _prefill_time_s(inputs: Inputs, hardware: Hardware, fmt: str, values: Mapping[str, float]) -> Array:
-    return mla_prefill_time_s(**inputs, **_SIZES, kv_fmt=FORMATS[fmt], device=hardware.device, p=values)
+    return prefill_attention_time_s(
+        **inputs, window_tokens=None, kv_fmt=FORMATS[fmt], device=hardware.device, p=values
+    )
 
 
 def _decode_time_s(inputs: Inputs, hardware: Hardware, fmt: str, values: Mapping[str, float]) -> Array:
@@ -101,7 +116,7 @@ _SHAPE = ("batch_size", "isl", "step", "num_heads")
 PREFILL = OpModel(
     op="mla_prefill",
     tables=("mla_prefill",),
-    columns=_COLUMNS,
+    columns=(*_COLUMNS, "kernel_source"),
     latency=("latency_ms", 1e-3),
     shape_columns=_SHAPE,
     parameters=PREFILL_PARAMETERS,
