@@ -28,9 +28,9 @@ KV_LORA_RANK, NOPE_DIM, ROPE_DIM, V_DIM = 512.0, 128.0, 64.0, 128.0
 _SIZES = {"kv_lora_rank": KV_LORA_RANK, "qk_nope_head_dim": NOPE_DIM, "qk_rope_head_dim": ROPE_DIM, "v_head_dim": V_DIM}
 
 
-# SGLang's prefill tables on these kernels ran in the absorbed form, all heads on one latent: taken as the expanded form
-# they would reach a third of what TensorRT-LLM reaches, the ratio of the two forms' FLOP. Engines expand, and so does the
-# cost; the rows are compared with the form that was measured.
+# SGLang's prefill tables on these kernels ran in the absorbed form, all heads on one latent: taken as the expanded
+# form they would reach a third of what TensorRT-LLM reaches, the ratio of the two forms' FLOP. Engines expand, and so
+# does the cost; the rows are compared with the form that was measured.
 _ABSORBED_KERNELS = ("flash_attention", "triton")
 
 
