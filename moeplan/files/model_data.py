@@ -1,4 +1,4 @@
-"""Small data files behind every scenario: reliability of clusters, errors of whole predictions."""
+"""Small data files behind every scenario: reliability of clusters, expert popularity, errors of predictions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 from moeplan import units
 from moeplan.files.yaml_tree import load_yaml
 from moeplan.provenance import Tier
+from moeplan.spec.scenario import RoutingAssumption
 from moeplan.spec.uncertainty import LogError, ModelError
 from moeplan.spec.workload import Reliability
 
 _DAY_S = 86400.0
 RELIABILITY = "reliability.yaml"
 MODEL_ERROR = "model_error.yaml"
+ROUTING = "routing.yaml"
 
 
 @cache
@@ -35,6 +37,12 @@ def default_reliability() -> tuple[Reliability, dict[str, str]]:
         checkpoint_write_s=units.parse(table["checkpoint_write"]["value"], "duration"),
     )
     return reliability, sources
+
+
+def default_routing() -> RoutingAssumption:
+    """Expert popularity where the scenario states none; the note is its source."""
+    entry = _read(ROUTING)["zipf"]
+    return RoutingAssumption(float(entry["value"]), f"{entry['source']} ({entry['kind']}, {entry['date']})")
 
 
 def load_model_error() -> ModelError:

@@ -10,13 +10,13 @@ from pydantic import ValidationError
 
 from moeplan.errors import InputError, input_error
 from moeplan.files.locate import is_path
-from moeplan.files.model_data import load_model_error
+from moeplan.files.model_data import ROUTING, default_routing, load_model_error
 from moeplan.files.resolve_checks import check_serving_layout, check_training
 from moeplan.files.resolve_money import exchange_rates, raise_if_any, resolve_money
 from moeplan.files.resolve_serving import check_longest, resolve_layout, resolve_precision, resolve_serving
 from moeplan.files.resolve_training import resolve_training
 from moeplan.files.resolving import Resolving
-from moeplan.files.schema import CompareFile, ScenarioFile
+from moeplan.files.schema import CompareFile, RoutingFile, ScenarioFile
 from moeplan.files.schema_walk import Loc, empty_values, problems_of, written
 from moeplan.files.yaml_tree import Node
 from moeplan.spec.hardware import Hardware
@@ -86,14 +86,13 @@ def _complete(
         training_money = resolve_money(rs, file, place.price, at, trains_on, kind, "training_money")
     for key in ("name", "kind", "seed"):
         rs.note(key, (key,), default={"name": "the file's name", "kind": "told by the sections"}.get(key, ""))
-    rs.note("routing.zipf_exponent", ("routing", "zipf"))
+    routing = _routing(rs, file.routing)
     raise_if_any(rs)
     if money is None:
         raise InputError(rs.problems)
     months = None if file.lifecycle is None else file.lifecycle.duration / (money.hours_per_month * 3600.0)
     if months is not None:
         rs.note("lifecycle_months", ("lifecycle", "duration"))
-    zipf_stated = rs.given(("routing", "zipf"))
     return Scenario(
         name=file.name or path.stem,
         kind=kind,
@@ -102,7 +101,7 @@ def _complete(
         hardware=hardware,
         serving=serving,
         training=training,
-        routing=RoutingAssumption(file.routing.zipf, "stated" if zipf_stated else "default, an estimate"),
+        routing=routing,
         money=money,
         lifecycle_months=months,
         training_hardware=training_hardware,
@@ -112,6 +111,15 @@ def _complete(
         model_error=load_model_error(),
         origins=dict(sorted(rs.origins.items())),
     )
+
+
+def _routing(rs: Resolving, file: RoutingFile) -> RoutingAssumption:
+    default = default_routing()
+    if file.zipf is None:
+        rs.derived("routing", "default", ROUTING, default.note)
+        return default
+    rs.note("routing", ("routing", "zipf"))
+    return RoutingAssumption(file.zipf, "stated in the scenario")
 
 
 def _validated(rs: Resolving, currencies: dict[str, float]) -> ScenarioFile | None:

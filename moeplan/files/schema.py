@@ -39,10 +39,10 @@ KINDS = ("serving", "training", "lifecycle")
 class RoutingFile(Section):
     """How uneven tokens spread over the routed experts."""
 
-    zipf: Annotated[float, quantity("count", least=0.0, most=4.0)] = Field(
-        default=0.3,
-        description="Expert popularity ~ rank^-zipf; 0 is balanced. 0.3 is an estimate for models trained with a "
-        "balancing loss.",
+    zipf: Annotated[float, quantity("count", least=0.0, most=4.0)] | None = Field(
+        default=None,
+        description="Expert popularity ~ rank^-zipf; 0 is balanced. Default: 0.5, fitted to recorded routing "
+        "(moeplan/data/routing.yaml).",
     )
 
 
