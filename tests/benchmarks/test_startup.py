@@ -1,8 +1,8 @@
 """Start-up of the command line in fresh interpreters, beside a bare ``python -c pass`` in the same run.
 
 `pytest tests/benchmarks/test_startup.py -m '' --benchmark-enable -n 0` shows the figures; ``extra_info`` has the ratio.
-With benchmarks enabled the limits hold for wall time; in the default suite, where other tests keep the cores busy, for
-CPU time, which is the wall time of one thread on an idle machine. The best of three runs counts.
+With benchmarks enabled the limits hold for wall time; in the default suite and on a machine with more work than cores,
+for CPU time: the wall time of one thread that has a core to itself. The best of three runs counts.
 """
 
 from __future__ import annotations
@@ -56,15 +56,16 @@ def bare() -> Run:
 )
 def test_start_up(benchmark, bare, arguments, limit_s):
     command = ("-m", "moeplan", *arguments)
+    crowded = benchmark.disabled or os.getloadavg()[0] > (os.cpu_count() or 1)
     fresh(*command)  # byte code, numba's cache, the disk's cache
     runs: list[Run] = []
     benchmark.pedantic(lambda: runs.append(fresh(*command)), rounds=ROUNDS)
     runs += [fresh(*command) for _ in range(ROUNDS - len(runs))]
     found = best(runs)
     benchmark.extra_info.update(
-        limit_s=limit_s, best_cpu_s=found.cpu_s, bare_wall_s=bare.wall_s, times_bare=found.wall_s / bare.wall_s
+        limit_s=limit_s, best_wall_s=found.wall_s, best_cpu_s=found.cpu_s, times_bare=found.wall_s / bare.wall_s
     )
-    spent_s = found.cpu_s if benchmark.disabled else found.wall_s
+    spent_s = found.cpu_s if crowded else found.wall_s
     assert spent_s < limit_s, f"best of {ROUNDS}: {found}, {found.wall_s / bare.wall_s:.0f} x a bare interpreter"
 
 
