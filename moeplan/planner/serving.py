@@ -43,16 +43,13 @@ def plan_serving(deployment: Deployment, error: ModelError, say: Say) -> Serving
     Queueing makes latency a steep function of step time, so the ends are simulated, not scaled.
     """
     serving = deployment.serving
-    tier = worst_tier(operations_used(deployment.hardware, serving.engine.name, deployment.operations()))
+    tier = tier_of(deployment)
     fit = deployment.fit()
     if not fit.fits:
         return ServingOutcome(fit, None, {}, None, {}, tier)
-    say("compiling the step table")
-    table = deployment.table()
     say("simulating requests (the first run on a machine compiles the kernel, which takes up to a minute)")
-    step = error.of("step", tier)
-    tables = [table, scaled_table(table, math.exp(step.low)), scaled_table(table, math.exp(step.high))]
-    logs = [deployment.run(t, fit) for t in tables]
+    tables = tables_at_ends(deployment, error, tier)
+    logs = [deployment.run(table, fit) for table in tables]
     say("finding the most it could serve")
     capacities = [_capacity_requests_per_s(t, deployment, fit) for t in tables]
     result, slo_latency = _result(logs, capacities, deployment, error, tier)
@@ -65,6 +62,18 @@ def plan_serving(deployment: Deployment, error: ModelError, say: Say) -> Serving
         time_breakdown=step_parts_s(deployment.step, iteration) if iteration.n_tokens > 0 else {},
         tier=tier,
     )
+
+
+def tier_of(deployment: Deployment) -> Tier:
+    """The worst tier among the operations that fill a step."""
+    used = operations_used(deployment.hardware, deployment.serving.engine.name, deployment.operations())
+    return worst_tier(used)
+
+
+def tables_at_ends(deployment: Deployment, error: ModelError, tier: Tier) -> list[StepTable]:
+    """Step times as predicted, and at the fast and slow end of what they may be."""
+    table, step = deployment.table(), error.of("step", tier)
+    return [table, scaled_table(table, math.exp(step.low)), scaled_table(table, math.exp(step.high))]
 
 
 def _capacity_requests_per_s(table: StepTable, deployment: Deployment, fit: MemoryFit) -> float | None:
@@ -104,7 +113,7 @@ def _result(
             return None
         return Percentiles(
             *(
-                _latency_interval(name, [getattr(row, stat) for row in rows], rows[0].standard_error[stat], error, tier)
+                latency_interval(name, [getattr(row, stat) for row in rows], rows[0].standard_error[stat], error, tier)
                 for stat in ("mean", "p50", "p90", "p95", "p99")
             )
         )
@@ -131,7 +140,7 @@ def _asked(serving: Serving) -> bool:
     return any(t is not None for t in (serving.slo.ttft_s, serving.slo.tpot_s, serving.slo.e2e_s))
 
 
-def _latency_interval(name: str, values: list[float], standard_error: float, error: ModelError, tier: Tier) -> Q:
+def latency_interval(name: str, values: list[float], standard_error: float, error: ModelError, tier: Tier) -> Q:
     """Hull of the simulated ends, the sampling error of the simulation, and for TTFT what step times do not explain."""
     q = hull(*values)
     if math.isfinite(standard_error):
@@ -162,7 +171,7 @@ def _slo_latencies(
         if np.isnan(rows[0]).all():
             continue
         at = [float(np.nanpercentile(row, serving.slo.percentile)) for row in rows]
-        found[name] = _latency_interval(name, at, math.nan, error, tier)
+        found[name] = latency_interval(name, at, math.nan, error, tier)
     return found
 
 
@@ -179,7 +188,7 @@ def _mean_iteration(log: EventLog, serving: Serving) -> Iteration:
 
 
 def _routing(deployment: Deployment, iteration: Iteration) -> RoutingResult | None:
-    """Expert load of the mean decode step. The popularity exponent is an assumption: intervals span none to twice it."""
+    """Expert load of the mean decode step. The exponent is an assumption: intervals span none to twice it."""
     blocks = deployment.model.moe_blocks
     layout, exponent = deployment.serving.layout, deployment.routing.zipf_exponent
     if not blocks or iteration.decode_batch <= 0.0:

@@ -1,0 +1,258 @@
+"""Predict measured serving runs: one row of the table is one deployment, judged by what the planner says of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from moeplan import metrics
+from moeplan.errors import InputError
+from moeplan.files.engine_defaults import default_engine
+from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.measured_runs import text_of
+from moeplan.files.model_catalog import load_model
+from moeplan.planner.intervals import hull
+from moeplan.planner.serving import latency_interval, tables_at_ends, tier_of
+from moeplan.provenance import Tier
+from moeplan.simulate.deployment import Deployment
+from moeplan.spec.layout import ServingLayout
+from moeplan.spec.model import ModelArchitecture
+from moeplan.spec.plan import Q
+from moeplan.spec.precision import FORMATS, Precision
+from moeplan.spec.scenario import RoutingAssumption, Serving
+from moeplan.spec.uncertainty import ModelError
+from moeplan.spec.workload import Arrivals, Engine, LengthDistribution, Slo, Traffic
+
+Row = Mapping[str, Any]
+
+# How the source defines its closed loop: requests per user, the first of which warm up.
+REQUESTS_PER_USER, WARMUP_PER_USER = 12, 2
+OFFLINE_ROUNDS, OFFLINE_MOST = 4, 3000  # an offline run is this many full batches, at most so many requests
+ROUTING = RoutingAssumption(0.3, "default, an estimate")
+
+_PRECISION = {"fp4": "nvfp4", "fp16": "bf16"}  # names of the table that are not formats
+_PARTS = ("experts", "attention", "dense")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Prediction of one metric of one row, in the table's unit."""
+
+    metric: str
+    truth: float
+    predicted: Q
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What the planner says of one row; ``why`` is set when it says nothing."""
+
+    run_id: str
+    tier: Tier
+    answers: tuple[Answer, ...]
+    unanswered: tuple[tuple[str, str], ...]  # (metric, why)
+
+
+def predict_row(row: Row, error: ModelError) -> RowResult:
+    """Predictions of every metric the row states."""
+    stated = stated_metrics(row)
+    try:
+        deployment = deployment_of(row)
+        fit = deployment.fit()
+        if not fit.fits:  # the run exists: its operator gave the engine the memory it needed
+            deployment = _with_memory(deployment, 1.0)
+            fit = deployment.fit()
+        if not fit.fits:
+            why = f"memory: needs {fit.need_bytes / 1e9:.1f} GB of {fit.available_bytes / 1e9:.1f} GB per GPU"
+            return RowResult(text_of(row, "run_id"), Tier.ESTIMATE, (), tuple((m, why) for m in stated))
+        tier = tier_of(deployment)
+        logs = [deployment.run(table, fit) for table in tables_at_ends(deployment, error, tier)]
+    except (InputError, ValueError) as problem:
+        why = str(problem).splitlines()[0]
+        return RowResult(text_of(row, "run_id"), Tier.ESTIMATE, (), tuple((m, why) for m in stated))
+    found = [metrics.serving_metrics(log, deployment.serving.traffic.arrivals.warmup_requests) for log in logs]
+    answers, missing = [], []
+    for metric, (column, truth) in stated.items():
+        q = _value(metric, column, row, found, error, tier)
+        if q is None:
+            missing.append((metric, "no request of the simulated run has it"))
+        else:
+            answers.append(Answer(metric, truth, q))
+    return RowResult(text_of(row, "run_id"), tier, tuple(answers), tuple(missing))
+
+
+def stated_metrics(row: Row) -> dict[str, tuple[str, float]]:
+    """Metric -> (column, truth) for what the row states; forms of one quantity pool (docs/reference/accuracy.md)."""
+    found: dict[str, tuple[str, float]] = {}
+    for metric, columns in (
+        ("ttft", ("ttft_ms", "ttft_ms_median")),
+        ("tpot", ("tpot_ms", "tpot_ms_median", "itl_ms")),
+        ("e2e", ("e2e_ms", "e2e_ms_median")),
+        ("output_throughput", ("output_tokens_per_s", "output_tokens_per_s_per_gpu")),
+    ):
+        for column in columns:
+            value = float(row.get(column, math.nan))
+            if value > 0.0:
+                found[metric] = (column, value * (row["n_gpus"] if column.endswith("_per_gpu") else 1.0))
+                break
+    return found
+
+
+def _value(
+    metric: str, column: str, row: Row, found: list[metrics.ServingMetrics], error: ModelError, tier: Tier
+) -> Q | None:
+    if metric == "output_throughput":
+        if _decode_only(row):  # llama-bench times generation apart from the prompt
+            n = float(row["concurrency"])
+            rates = [n / m.tpot.mean for m in found if m.tpot.n]
+        else:
+            rates = [m.output_tokens_per_s for m in found]
+        return hull(*rates) if rates and all(map(math.isfinite, rates)) else None
+    rows = [getattr(m, metric) for m in found]
+    if rows[0].n == 0:
+        return None
+    statistic = "p50" if column.endswith("_median") else "mean"
+    q = latency_interval(metric, [getattr(r, statistic) for r in rows], rows[0].standard_error[statistic], error, tier)
+    return q.scaled(1e3)
+
+
+def _decode_only(row: Row) -> bool:
+    return text_of(row, "load") == "static" and text_of(row, "engine").startswith("llama.cpp")
+
+
+def deployment_of(row: Row) -> Deployment:
+    """The deployment a row describes. Raises InputError for unknown names, ValueError for a contradictory row."""
+    model, hardware = _model(text_of(row, "model")), _hardware(text_of(row, "hardware"))
+    layout = _layout(row)
+    engine = default_engine(text_of(row, "engine").split()[0], hardware.device, layout.tp)
+    traffic = _traffic(row, engine)
+    most = max(engine.max_num_seqs, traffic.arrivals.n_users or 0)
+    if text_of(row, "load") in ("burst", "static"):
+        most = max(most, traffic.arrivals.n_requests if text_of(row, "load") == "static" else 0)
+    engine = replace(engine, max_num_seqs=most, max_num_batched_tokens=max(engine.max_num_batched_tokens, most))
+    longest = _longest(traffic.input_tokens) + _longest(traffic.output_tokens)
+    serving = Serving(
+        layout,
+        _precision(row, model, engine),
+        engine,
+        traffic,
+        Slo(None, None, None, 90.0),
+        max(model.max_context_tokens, longest),
+    )
+    return Deployment(model, hardware, serving, ROUTING, 0)
+
+
+_model = lru_cache(maxsize=None)(load_model)
+_hardware = lru_cache(maxsize=None)(load_hardware)
+
+
+def _longest(lengths: LengthDistribution | None) -> int:
+    return 0 if lengths is None else lengths.high_tokens
+
+
+def _layout(row: Row) -> ServingLayout:
+    tp, pp, dp, ep = (_degree(row, key) for key in ("tp", "pp", "dp", "ep"))
+    n_gpus = int(row["n_gpus"])
+    if dp > 1 and tp * pp == n_gpus:  # dp counts attention ranks inside tp (README of the measured runs)
+        tp //= dp
+    if tp * pp * dp != n_gpus:
+        raise ValueError(f"tp {tp} x pp {pp} x dp {dp} is not the {n_gpus} GPUs stated")
+    return ServingLayout(tp, pp, dp, ep if (tp * dp) % ep == 0 else 1)
+
+
+def _degree(row: Row, key: str) -> int:
+    value = float(row.get(key, math.nan))
+    return int(value) if value >= 1 else 1
+
+
+def _precision(row: Row, model: ModelArchitecture, engine: Engine) -> Precision:
+    """Stated precision, or the checkpoint's; the KV format is the engine's default, as nobody states it."""
+    native = model.checkpoint
+    stated = text_of(row, "weight_precision").lower()
+    name = _PRECISION.get(stated, stated)
+    if name and name not in FORMATS:
+        raise ValueError(f"weight precision {stated} is no known format")
+    narrow = name in ("fp8", "nvfp4", "mxfp4")
+    if not name or (narrow and FORMATS[native.experts].bits <= FORMATS[name].bits * 1.1):
+        parts = {part: getattr(native, part) for part in _PARTS}  # the published checkpoint is that narrow already
+    else:
+        parts = dict.fromkeys(_PARTS, name)
+    embedding = name if name.startswith("q") else native.embedding
+    kv = "bf16"
+    if engine.name == "llama.cpp":
+        kv = "fp16"
+    elif engine.name == "trtllm" and narrow:
+        kv = "fp8"  # NVIDIA's FP8 and FP4 checkpoints declare an FP8 cache, and the engine follows
+    return Precision(**parts, embedding=embedding, kv_cache=kv)
+
+
+def _traffic(row: Row, engine: Engine) -> Traffic:
+    load, n = text_of(row, "load"), float(row.get("concurrency", math.nan))
+    count = int(n) if n >= 1 else 0
+    if load == "closed_loop":
+        if not count:
+            raise ValueError("a closed loop without its number of users")
+        arrivals = Arrivals("closed_loop", None, count, REQUESTS_PER_USER * count, WARMUP_PER_USER * count)
+    elif load in ("burst", "static"):
+        count = count or _requests_in_notes(row)
+        arrivals = Arrivals("all_at_once", None, None, count, 0)
+    elif load == "offline":
+        count = count or engine.max_num_seqs
+        arrivals = Arrivals("all_at_once", None, None, min(OFFLINE_ROUNDS * count, OFFLINE_MOST), 0)
+    elif load == "poisson":
+        rate = float(row.get("requests_per_s", math.nan))
+        if not rate > 0.0:
+            raise ValueError("open arrivals without their rate")
+        arrivals = Arrivals("poisson", rate, None, 1000, 100)
+    else:
+        raise ValueError(f"load {load!r} is not known")
+    ratio = float(row.get("length_ratio", math.nan))
+    prompt, answer = (_lengths(row[key], ratio if ratio > 0.0 else 1.0) for key in ("input_tokens", "output_tokens"))
+    return Traffic(arrivals, None, prompt, answer)
+
+
+def _requests_in_notes(row: Row) -> int:
+    first = text_of(row, "notes").split(" requests", 1)[0]
+    if not first.isdigit():
+        raise ValueError("neither a concurrency nor a number of requests is stated")
+    return int(first)
+
+
+def _lengths(tokens: float, ratio: float) -> LengthDistribution:
+    high = max(1, round(tokens))
+    low = max(1, round(ratio * high))
+    if low == high:
+        return LengthDistribution("fixed", float(high), high, high)
+    return LengthDistribution("uniform", (low + high) / 2.0, low, high)
+
+
+def _with_memory(deployment: Deployment, share: float) -> Deployment:
+    engine = replace(deployment.serving.engine, memory_utilization_frac=share)
+    return replace(deployment, serving=replace(deployment.serving, engine=engine))
+
+
+def predict_rows(rows: Iterable[Row], error: ModelError, say: Callable[[str], None]) -> list[RowResult]:
+    """All rows, in order."""
+    results = []
+    for i, row in enumerate(rows):
+        if i % 20 == 0:
+            say(f"run {i}")
+        results.append(predict_row(row, error))
+    return results
+
+
+def log_errors(results: Iterable[RowResult], metric: str, tier: Tier) -> np.ndarray:
+    """ln(measured / predicted) of one metric over the rows of a tier."""
+    found = [
+        math.log(a.truth / a.predicted.value)
+        for r in results
+        if r.tier is tier
+        for a in r.answers
+        if a.metric == metric and a.predicted.value > 0.0
+    ]
+    return np.array(found)
