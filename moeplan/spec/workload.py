@@ -111,6 +111,7 @@ class TrainingWork:
     adapter: Adapter | None
     packing_frac: float  # share of positions that hold real tokens
     overlap_comm_frac: float  # share of dp and ep traffic hidden behind computation
+    cuda_graphs: bool = False  # the whole step is replayed from graphs: the host launches nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moeplan.costs.host import HOST_DEFAULTS, OPTIMIZER_STREAM_FRAC, training_host_time_s
+from moeplan.costs.host import HOST_DEFAULTS, OPTIMIZER_STREAM_FRAC, launch_time_s
 from moeplan.costs.memory import MASTER_BYTES, OPTIMIZER_BYTES, Params, layers_params, vocabulary_params
 from moeplan.costs.roofline import peak_flop_per_s
 from moeplan.spec.hardware import Hardware
@@ -162,10 +162,8 @@ def _stage_pass(
     if first:
         lookup = float(blocks.ops.elementwise_s(blocks.own_tokens * model.hidden_size * 2 * ACTIVATION_BYTES))
         found.add("elementwise", lookup, lookup)
-    n_moe = sum(any(isinstance(b, MoeMlp) for b in layer.blocks) for layer in layers)
-    narrow = FORMATS[work.compute_format].bits < 16.0
-    host = training_host_time_s(len(layers) - n_moe, n_moe, narrow=narrow, p=HOST_DEFAULTS)
-    found.add("host", max(0.0, host - found.total_s), 0.0)
+    if not work.cuda_graphs:
+        found.add("host", max(0.0, launch_time_s(len(layers), p=HOST_DEFAULTS) - found.total_s), 0.0)
     if blocks.layout.pp > 1:
         same = blocks.layout.n_gpus <= blocks.hardware.n_gpus_scale_up
         n_bytes = blocks.own_tokens * model.hidden_size * ACTIVATION_BYTES

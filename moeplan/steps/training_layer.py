@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moeplan.costs import routing as expert_routing
-from moeplan.costs.host import SUSTAINED_FRAC
+from moeplan.costs.host import HOST_DEFAULTS, SUSTAINED_FRAC, routing_stall_s
 from moeplan.costs.projections import (
     Projection,
     dense_shard,
@@ -326,6 +326,9 @@ class TrainingBlocks:
         layout = self.layout
         hidden_frac = self.work.overlap_comm_frac
         if layout.ep > 1:
+            if not self.work.cuda_graphs:
+                stall = routing_stall_s(split(block.n_experts, layout.ep), p=HOST_DEFAULTS)
+                found.add("host", stall / 2, stall / 2)
             mean = own * layout.etp * float(chosen.sum())
             narrow = FORMATS[self.work.compute_format].bits < 16.0
             one_way = float(
