@@ -12,9 +12,9 @@ from scipy.optimize import OptimizeResult, least_squares
 from moeplan.calibrate.op_model import Array, Inputs, OpModel, Parameter, Place
 from moeplan.spec.hardware import Hardware
 
-MAX_TRAIN_ROWS = 6000  # more rows move no parameter by a standard error; keeps a calibration to minutes
+MAX_TRAIN_ROWS = 4000  # more rows move no parameter by a standard error; keeps a calibration to minutes
 MIN_TRAIN_ROWS = 40
-N_STARTS, SCOUT_ROWS = 4, 1200
+N_STARTS, SCOUT_ROWS = 4, 800
 MIN_REGIME_ROWS = 30  # fewer rows give no usable quantile
 PRIOR_SPREAD = 1.0  # ln units: pulls a parameter the rows say nothing about to its start; one row's weight each
 LOSS_SCALE = 0.08  # ln units: residuals beyond about 8 % count linearly, not squared
