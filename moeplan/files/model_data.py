@@ -10,6 +10,7 @@ from typing import Any
 from moeplan import units
 from moeplan.files.yaml_tree import load_yaml
 from moeplan.provenance import Tier
+from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.scenario import RoutingAssumption
 from moeplan.spec.uncertainty import LogError, ModelError
 from moeplan.spec.workload import Reliability
@@ -18,6 +19,7 @@ _DAY_S = 86400.0
 RELIABILITY = "reliability.yaml"
 MODEL_ERROR = "model_error.yaml"
 ROUTING = "routing.yaml"
+FEW_EXPERTS = 16
 
 
 @cache
@@ -39,9 +41,10 @@ def default_reliability() -> tuple[Reliability, dict[str, str]]:
     return reliability, sources
 
 
-def default_routing() -> RoutingAssumption:
+def default_routing(model: ModelArchitecture, *, training: bool = False) -> RoutingAssumption:
     """Expert popularity where the scenario states none; the note is its source."""
-    entry = _read(ROUTING)["zipf"]
+    few = max((block.n_experts for block in model.moe_blocks), default=0) <= FEW_EXPERTS
+    entry = _read(ROUTING)["training" if training else "serving_few_experts" if few else "serving"]
     return RoutingAssumption(float(entry["value"]), f"{entry['source']} ({entry['kind']}, {entry['date']})")
 
 

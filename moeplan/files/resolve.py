@@ -81,12 +81,14 @@ def _complete(
         training = resolve_training(rs, file.training, model, trains_on)
         check_training(rs, training, model, trains_on, file.gpus if training_hardware is None else None)
     money = resolve_money(rs, file, file.price, ("price",), hardware, kind)
-    if place is not None and (place.price is not None or training_hardware is not None):
+    found = place is None or place.hardware is None or training_hardware is not None
+    if place is not None and found and (place.price is not None or training_hardware is not None):
         at: Loc = ("lifecycle", "training", "price")
         training_money = resolve_money(rs, file, place.price, at, trains_on, kind, "training_money")
     for key in ("name", "kind", "seed"):
         rs.note(key, (key,), default={"name": "the file's name", "kind": "told by the sections"}.get(key, ""))
-    routing = _routing(rs, file.routing)
+    routing = _routing(rs, file.routing, model, training=False)
+    training_routing = _routing(rs, file.routing, model, training=True)
     raise_if_any(rs)
     if money is None:
         raise InputError(rs.problems)
@@ -102,6 +104,7 @@ def _complete(
         serving=serving,
         training=training,
         routing=routing,
+        training_routing=training_routing,
         money=money,
         lifecycle_months=months,
         training_hardware=training_hardware,
@@ -113,13 +116,17 @@ def _complete(
     )
 
 
-def _routing(rs: Resolving, file: RoutingFile) -> RoutingAssumption:
-    default = default_routing()
-    if file.zipf is None:
-        rs.derived("routing", "default", ROUTING, default.note)
-        return default
-    rs.note("routing", ("routing", "zipf"))
-    return RoutingAssumption(file.zipf, "stated in the scenario")
+def _routing(rs: Resolving, file: RoutingFile, model: ModelArchitecture, *, training: bool) -> RoutingAssumption:
+    """Expert popularity in service or while training: the first stated of the keys that apply, else the default."""
+    target = "training_routing" if training else "routing"
+    for key in ("training_zipf", "zipf") if training else ("zipf",):
+        stated: float | None = getattr(file, key)
+        if stated is not None:
+            rs.note(target, ("routing", key))
+            return RoutingAssumption(stated, "stated in the scenario")
+    default = default_routing(model, training=training)
+    rs.derived(target, "default", ROUTING, default.note)
+    return default
 
 
 def _validated(rs: Resolving, currencies: dict[str, float]) -> ScenarioFile | None:

@@ -41,8 +41,12 @@ class RoutingFile(Section):
 
     zipf: Annotated[float, quantity("count", least=0.0, most=4.0)] | None = Field(
         default=None,
-        description="Expert popularity ~ rank^-zipf; 0 is balanced. Default: 0.5, fitted to recorded routing "
-        "(moeplan/data/routing.yaml).",
+        description="Expert popularity ~ rank^-zipf; 0 is balanced. Default, fitted to recorded routing: 0.5, and 0.2 "
+        "for models of at most 16 experts (moeplan/data/routing.yaml).",
+    )
+    training_zipf: Annotated[float, quantity("count", least=0.0, most=4.0)] | None = Field(
+        default=None,
+        description="The same while training. Default: `zipf` where that is stated, otherwise 0.2, an estimate.",
     )
 
 

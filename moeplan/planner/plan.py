@@ -66,7 +66,7 @@ def _plan_serving(scenario: Scenario, serving: Serving, say: Say) -> ServingOutc
 def _plan_training(scenario: Scenario, training: Training, say: Say) -> TrainingOutcome:
     say("timing a training step")
     hardware = scenario.training_hardware or scenario.hardware
-    return plan_training(scenario.model, hardware, training, scenario.routing, scenario.model_error)
+    return plan_training(scenario.model, hardware, training, scenario.training_routing, scenario.model_error)
 
 
 def _spending(scenario: Scenario, training: TrainingOutcome | None, serving: ServingOutcome | None) -> Spending:
@@ -155,7 +155,7 @@ def _provenance(scenario: Scenario, part: ServingOutcome | TrainingOutcome) -> d
         "price": offer.name,
         "price_date": offer.price_date,
         "price_source": offer.source.text,
-        "routing": scenario.routing.note,
+        "routing": (scenario.training_routing if scenario.kind == "training" else scenario.routing).note,
         "origins": {
             path: {"how": o.how, "where": o.where, "note": o.note} for path, o in sorted(scenario.origins.items())
         },

@@ -74,7 +74,8 @@ class Scenario:
     hardware: Hardware
     serving: Serving | None
     training: Training | None
-    routing: RoutingAssumption
+    routing: RoutingAssumption  # in service
+    training_routing: RoutingAssumption
     money: Money
     lifecycle_months: float | None  # serving months after training
     training_hardware: Hardware | None  # lifecycle: where it differs from ``hardware``

@@ -126,6 +126,16 @@ def test_set_reaches_into_a_list(tmp_path: Path) -> None:
     assert values["references[0].value"]["value"] == pytest.approx(4.0)
 
 
+def test_routing_defaults_follow_experts_and_phase(tmp_path: Path) -> None:
+    path = _write(tmp_path, with_line(SERVING, 16, ""))
+    fine = _values(path)
+    coarse = _values(path, "--set", "model=Mixtral-8x7B", "--set", "serving.layout.tp=2")
+    stated = _values(path, "--set", "routing.zipf=0.9")
+    assert [v["routing.zipf_exponent"]["value"] for v in (fine, coarse, stated)] == [0.5, 0.2, 0.9]
+    assert [v["training_routing.zipf_exponent"]["value"] for v in (fine, coarse, stated)] == [0.2, 0.2, 0.9]
+    assert fine["routing.zipf_exponent"]["origin"]["where"] == "routing.yaml"
+
+
 def test_largest_seed_is_kept_exactly(tmp_path: Path) -> None:
     values = _values(_write(tmp_path, with_line(SERVING, 1, f"seed: {2**63 - 1}")))
     assert values["seed"]["value"] == 2**63 - 1
