@@ -159,7 +159,8 @@ CASES = {
         {**EXCHANGE, "ep": 8, "p": expert_exchange.DEFAULTS["moe_combine" + kind], "low_latency": bool(kind)}
         for kind in ("", "_low_latency")
     ],
-    "host.training_host_time_s": [{"n_dense_layers": 1, "n_moe_layers": 47, "narrow": True, "p": host.HOST_DEFAULTS}],
+    "host.launch_time_s": [{"n_layers": 48, "p": host.HOST_DEFAULTS}],
+    "host.routing_stall_s": [{"n_local_experts": 16, "p": host.HOST_DEFAULTS}],
     "energy.device_power_w": [{"memory_frac": 0.5, "compute_frac": 0.3, "device": DEVICE, "busy_frac": 0.7}],
     "energy.wall_power_w": [{"device_w": 500.0, "hardware": NVLINK}, {"device_w": 500.0, "hardware": PCIE}],
     "energy.energy_j": [{"power_w": 500.0, "time_s": 60.0}],
@@ -252,7 +253,43 @@ def test_bytes_of_bare_literals_have_no_unit(name, arguments, monkeypatch):
     check(name, arguments, monkeypatch)
 
 
+FAST = 1e40  # a rate so high that its ceiling vanishes
+
+
+def ceilings_s(name, arguments, memory_scale, compute_scale):
+    """Time [s] without the fixed seconds of the kernel, on a device with scaled rates."""
+    device = replace(
+        DEVICE,
+        memory_bytes_per_s=DEVICE.memory_bytes_per_s * memory_scale,
+        dense_flop_per_s={k: v * compute_scale for k, v in DEVICE.dense_flop_per_s.items()},
+        l2_bytes=None,
+    )
+    p = {key: 0.0 if unit_of(key) == "second" else value for key, value in arguments["p"].items()}
+    return call(public_functions()[name], {**arguments, "device": device, "p": p})
+
+
+@parametrized(c for c in BARE if c[1].endswith("_s"))
+def test_bytes_meet_the_byte_rate_and_flop_the_flop_rate(name, arguments):
+    """What pint would say of the bare literals: each ceiling is inverse in its own rate, above its least work."""
+    fmt = arguments["fmt"]
+    if name == "gemm.gemm_time_s":
+        rows, weights = arguments["m"], arguments["n"] * arguments["k"]
+        touched = 1.0
+    else:
+        rows, touched = arguments["assignments"], arguments["distinct"]
+        weights = arguments["n_matrices"] * arguments["hidden_size"] * arguments["intermediate_size"]
+    memory_s = ceilings_s(name, arguments, 1.0, FAST)
+    compute_s = ceilings_s(name, arguments, FAST, 1.0)
+    assert ceilings_s(name, arguments, 0.5, FAST) == pytest.approx(2.0 * memory_s, rel=1e-12)
+    assert ceilings_s(name, arguments, FAST, 0.5) == pytest.approx(2.0 * compute_s, rel=1e-12)
+    assert memory_s >= touched * weights * fmt.bytes_per_value / DEVICE.memory_bytes_per_s
+    assert compute_s >= 2.0 * rows * weights / max(DEVICE.dense_flop_per_s.values())
+    both_s = ceilings_s(name, arguments, 1.0, 1.0)
+    assert max(memory_s, compute_s) * (1.0 - 1e-12) <= both_s <= (memory_s + compute_s) * (1.0 + 1e-12)
+
+
 def test_every_public_cost_is_called_here():
+    """A new public function whose name states a unit needs a case, one that is gone none."""
     assert set(CASES) | INNER == set(public_functions())
 
 
