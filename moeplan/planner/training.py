@@ -30,12 +30,21 @@ class TrainingOutcome:
 
 
 def plan_training(
-    model: ModelArchitecture, hardware: Hardware, training: Training, routing: RoutingAssumption, error: ModelError
+    model: ModelArchitecture,
+    hardware: Hardware,
+    training: Training,
+    routing: RoutingAssumption,
+    error: ModelError,
+    *,
+    require_fit: bool = True,
 ) -> TrainingOutcome:
-    """One step from the operation costs, times the number of steps, over the share of time that is progress."""
+    """One step from the operation costs, times the number of steps, over the share of time that is progress.
+
+    ``require_fit`` false times the step also where the memory model says that it does not fit: for runs that happened.
+    """
     tier = training_tier(model, hardware, training)
     fit = training_memory(model, hardware, training.layout, training.work)
-    if not fit.fits:
+    if require_fit and not fit.fits:
         return TrainingOutcome(fit, None, None, {}, tier)
     step = training_step(model, hardware, training.layout, training.work, routing)
     return TrainingOutcome(

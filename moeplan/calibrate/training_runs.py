@@ -1,0 +1,154 @@
+"""Predict measured training runs: one row of the table is one configuration, judged by what the planner says of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Literal
+
+from moeplan.calibrate.serving_runs import Answer, RowResult
+from moeplan.errors import InputError
+from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.measured_runs import text_of
+from moeplan.files.model_catalog import load_model
+from moeplan.files.model_data import default_reliability
+from moeplan.planner.intervals import exact
+from moeplan.planner.training import plan_training
+from moeplan.provenance import Tier
+from moeplan.spec.layout import TrainingLayout
+from moeplan.spec.plan import TrainingResult
+from moeplan.spec.scenario import RoutingAssumption, Training
+from moeplan.spec.uncertainty import ModelError
+from moeplan.spec.workload import Adapter, TrainingWork
+
+Row = Mapping[str, Any]
+
+BALANCED = RoutingAssumption(0.0, "headline training rows force balanced routing")
+NATURAL = RoutingAssumption(0.3, "default, an estimate")
+
+
+def predict_row(row: Row, error: ModelError) -> RowResult:
+    """Predictions of step time, throughput, MFU and memory where the row states them."""
+    stated = stated_metrics(row)
+    run_id = text_of(row, "run_id")
+    try:
+        model, hardware = _model(text_of(row, "model")), _hardware(text_of(row, "hardware"))
+        training = training_of(row)
+        outcome = plan_training(model, hardware, training, routing_of(row), error, require_fit=False)
+    except (InputError, ValueError) as problem:
+        why = str(problem).splitlines()[0]
+        return RowResult(run_id, Tier.ESTIMATE, (), tuple((metric, why) for metric in stated))
+    answers: list[Answer] = []
+    if outcome.result is not None:
+        found = _values(outcome.result)
+        answers = [Answer(metric, truth, found[metric]) for metric, truth in stated.items() if metric in found]
+    if "memory" in stated:
+        answers.append(Answer("memory", stated["memory"], exact(outcome.fit.per_gpu_bytes)))
+    return RowResult(run_id, outcome.tier, tuple(answers), ())
+
+
+def stated_metrics(row: Row) -> dict[str, float]:
+    """Metric -> truth in SI. ``tflop_per_s_per_gpu`` is not judged: its FLOP convention changes between sources."""
+    found: dict[str, float] = {}
+    gib = 1e9 if text_of(row, "hardware").startswith("mi") else 2.0**30  # GB for AMD sources, GiB for NVIDIA's
+    for metric, column, factor in (
+        ("step_time", "step_time_s", 1.0),
+        ("tokens_per_s", "tokens_per_s_per_gpu", 1.0),
+        ("memory", "memory_gb_per_gpu", gib),
+    ):
+        value = float(row.get(column, math.nan))
+        if value > 0.0:
+            found[metric] = value * factor
+    return found
+
+
+def _values(result: TrainingResult) -> dict[str, Any]:
+    return {"step_time": result.step_time_s, "tokens_per_s": result.tokens_per_s_per_gpu}
+
+
+def training_of(row: Row) -> Training:
+    """The run a row describes. Raises ValueError where the row contradicts itself."""
+    work, layout = _work(row), _layout(row)
+    if layout.n_gpus != int(row["n_gpus"]):
+        raise ValueError(f"the layout needs {layout.n_gpus} GPUs, not the {int(row['n_gpus'])} stated")
+    if (layout.tp * layout.cp * layout.dp) % (layout.ep * layout.etp):
+        raise ValueError(f"ep {layout.ep} x etp {layout.etp} does not divide tp x cp x dp of the layout")
+    return Training(layout, work, default_reliability()[0])
+
+
+def routing_of(row: Row) -> RoutingAssumption:
+    """Natural routing only where the row says that balance was not forced."""
+    natural = "force_balance=False" in text_of(row, "overlap_notes") or "balancing=False" in text_of(row, "notes")
+    return NATURAL if natural else BALANCED
+
+
+_model = lru_cache(maxsize=None)(load_model)
+_hardware = lru_cache(maxsize=None)(load_hardware)
+
+
+def _layout(row: Row) -> TrainingLayout:
+    tp, pp, vpp, ep, etp, cp = (_degree(row, key) for key in ("tp", "pp", "vpp", "ep", "etp", "cp"))
+    stated = _degree(row, "dp", 0)
+    dp = stated or int(row["n_gpus"]) // (tp * pp * cp)
+    sharded = "fsdp" in text_of(row, "distributed_optimizer").lower()
+    return TrainingLayout(
+        tp=tp, pp=pp, vpp=vpp, cp=cp, dp=dp, ep=ep, etp=etp, zero_stage=3 if sharded else 1, recompute=_recompute(row)
+    )
+
+
+def _recompute(row: Row) -> Literal["none", "selective", "full"]:
+    """An empty cell means the recipe does not set it: frameworks then recompute nothing."""
+    text = text_of(row, "recompute").lower()
+    if text.startswith("full"):
+        return "full"
+    if not text or text.startswith("none") or text == "selective:[]":
+        return "none"
+    return "selective"
+
+
+def _work(row: Row) -> TrainingWork:
+    sequence, batch = int(row["sequence_length"]), int(row["global_batch"])
+    kind, notes = text_of(row, "kind"), f"{text_of(row, 'notes')} {text_of(row, 'overlap_notes')}".lower()
+    tuned = "fine-tune" in kind
+    adapter = None
+    if tuned and re.search(r"\b(lora|peft)\b", notes):
+        adapter = Adapter(16, "all_linear", "bf16")
+    optimizer = text_of(row, "distributed_optimizer").lower()
+    narrow = "moments=torch.bfloat16" in optimizer or "bf16 optimizer states" in optimizer
+    return TrainingWork(
+        method="lora" if adapter else "full_finetune" if tuned else "pretrain",
+        n_tokens=float(sequence * batch),
+        sequence_tokens=sequence,
+        global_batch_sequences=batch,
+        micro_batch_sequences=_degree(row, "micro_batch"),
+        compute_format=_format(text_of(row, "precision")),
+        optimizer="adamw_bf16" if narrow else "adamw",
+        master_weights=True,
+        gradient_bytes_per_param=4.0,
+        adapter=adapter,
+        packing_frac=1.0,
+        overlap_comm_frac=0.0 if re.search(r"dp_overlap=false", notes) else 0.8,
+        cuda_graphs="full_iteration" in notes,
+    )
+
+
+def _format(text: str) -> str:
+    name = text.lower()
+    if name.startswith("bf16"):
+        return "bf16"
+    if "nvfp4" in name:
+        return "nvfp4"
+    if "mx" in name:
+        return "mxfp8"
+    if "blk" in name or "block" in name:
+        return "fp8_block"
+    if name.startswith("fp8"):
+        return "fp8"
+    raise ValueError(f"precision {text!r} is not known")
+
+
+def _degree(row: Row, key: str, default: int = 1) -> int:
+    value = float(row.get(key, math.nan))
+    return int(value) if value >= 1 else default
