@@ -202,7 +202,6 @@ def _training_changes(
         if optimizer != work.optimizer:
             changes["training.optimizer"] = optimizer
         new_layout = replace(shape, recompute=recompute, zero_stage=zero)  # type: ignore[arg-type]
-        # type: ignore[arg-type]
         yield new_layout, replace(work, micro_batch_sequences=micro, optimizer=optimizer), changes
 
 

@@ -135,14 +135,18 @@ class Operations:
         """
         pairs = []
         for suffix in ("", "_low_latency"):
-            where = {"n_experts": n_experts, "ep": ep, "hardware": self.hardware, "imbalance": imbalance}
-            where["low_latency"] = bool(suffix)
-            there = self.parameters("moe_dispatch" + suffix, "bf16")
-            back = self.parameters("moe_combine" + suffix, "bf16")
-            pairs.append(
-                moe_dispatch_time_s(n_tokens, hidden_size, top_k, bytes_per_value=dispatch_bytes, p=there, **where)
-                + moe_combine_time_s(n_tokens, hidden_size, top_k, bytes_per_value=combine_bytes, p=back, **where)
-            )
+            there, back = (
+                time_s(
+                    n_tokens, hidden_size, top_k, n_experts=n_experts, ep=ep, bytes_per_value=width,
+                    hardware=self.hardware, p=self.parameters(op + suffix, "bf16"), low_latency=bool(suffix),
+                    imbalance=imbalance,
+                )
+                for time_s, op, width in (
+                    (moe_dispatch_time_s, "moe_dispatch", dispatch_bytes),
+                    (moe_combine_time_s, "moe_combine", combine_bytes),
+                )
+            )  # fmt: skip
+            pairs.append(there + back)
         throughput_s, low_latency_s = pairs
         few = np.asarray(n_tokens, np.float64) <= LOW_LATENCY_TOKENS
         return np.where(few, np.minimum(throughput_s, low_latency_s), throughput_s)

@@ -108,7 +108,8 @@ def model_flop_per_token(model: ModelArchitecture, work: TrainingWork) -> float:
     """
     trained = work.adapter is None
     extra = model.mtp_layers if work.method == "pretrain" else ()
-    active = model.n_params_active - model.n_embedding_params + model.vocab_size * model.hidden_size * (1 + len(extra))
+    heads = model.vocab_size * model.hidden_size * (1 + len(extra))
+    active: float = model.n_params_active - model.n_embedding_params + heads
     active += sum(active_params(layer) for layer in extra)
     attention = sum(
         _attention_flop_per_token(b, work.sequence_tokens) for layer in (*model.layers, *extra) for b in layer.blocks

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from moeplan.costs import routing as expert_routing
 from moeplan.costs.host import HOST_DEFAULTS, SUSTAINED_FRAC, routing_stall_s
 from moeplan.costs.projections import (
@@ -104,10 +102,6 @@ class TrainingBlocks:
     def own_tokens(self) -> float:
         """Positions one GPU keeps outside the tensor-parallel regions."""
         return self.tokens / (self.layout.tp if self.layout.sequence_parallel else 1)
-
-    @property
-    def adapted_attention_only(self) -> bool:
-        return self.work.adapter is not None and self.work.adapter.targets == "attention"
 
     def block(self, block: Block) -> Pass:
         """One block with its norm, its collectives and its recomputation."""
@@ -286,6 +280,7 @@ class TrainingBlocks:
         self._gemms(found, "dense", shared_expert_shard(block, hidden, layout.tp).projections, adapted=adapted)
         if block.shared_intermediate_size:
             self._activation(found, split(block.shared_intermediate_size, layout.tp) * block.n_matrices, self.tokens)
+            self._tensor_parallel(found)
         router = (Projection("router", hidden, block.n_experts + block.n_zero_experts),)
         self._gemms(found, "router", router, adapted=False, tokens=self.own_tokens)
 
@@ -321,8 +316,9 @@ class TrainingBlocks:
             found.add("adapter", share * forward, 2.0 * share * forward)
         self._expert_exchange(found, block, own, assignments, chosen)
 
-    # type: ignore[type-arg]
-    def _expert_exchange(self, found: Pass, block: MoeMlp, own: float, assignments: float, chosen: np.ndarray) -> None:
+    def _expert_exchange(
+        self, found: Pass, block: MoeMlp, own: float, assignments: float, chosen: expert_routing.Array
+    ) -> None:
         layout = self.layout
         hidden_frac = self.work.overlap_comm_frac
         if layout.ep > 1:
