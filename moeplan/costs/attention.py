@@ -26,7 +26,8 @@ Parameters of decode: ``memory_frac``, ``compute_frac`` (of the tensor peak, pad
     blocks_per_sm: splits a kernel makes for each SM, at most.
     saturating_blocks_per_sm: blocks for each SM that draw the full bandwidth.
     mha_split_frac: exponent on the number of splits where every query head has its own KV head (0: never split).
-    block_s: overhead of one block on one SM [s], for one query head; times group ** group_exponent.
+    block_s: overhead of one block on one SM [s]; times group ** group_exponent, or mha_block_frac where every query
+        head has its own KV head (engines have a kernel of its own for that).
     split_s: combining the splits, for each doubling of their number [s].
 """
 
@@ -97,6 +98,7 @@ DECODE_DEFAULTS: Mapping[str, float] = {
     "l2_frac": 0.5,
     "block_s": 1.5e-6,
     "group_exponent": 0.1,
+    "mha_block_frac": 0.7,
     "split_s": 0.5e-6,
     "launch_s": 8e-6,
 }
@@ -227,7 +229,7 @@ def decode_attention_time_s(
         kv_bytes=kv_bytes,
         query_bytes=batch * heads * dims * ACTIVATION_BYTES,
         memory_scale=1.0 / head,
-        block_scale=group ** p["group_exponent"],
+        block_scale=np.where(group == 1.0, p["mha_block_frac"], group ** p["group_exponent"]),
         split_exponent=np.where(group == 1.0, p["mha_split_frac"], 1.0),
         kv_fmt=kv_fmt,
         device=device,

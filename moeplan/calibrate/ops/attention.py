@@ -195,6 +195,7 @@ DECODE = OpModel(
         _moved("l2_frac", DECODE_DEFAULTS, 0.02, 1.0),
         _moved("block_s", DECODE_DEFAULTS, 1e-9, 2e-5),
         _moved("group_exponent", DECODE_DEFAULTS, 0.0, 0.6, log=False),
+        _moved("mha_block_frac", DECODE_DEFAULTS, 0.05, 5.0),
         _moved("split_s", DECODE_DEFAULTS, 1e-9, 5e-6),
         _moved("launch_s", DECODE_DEFAULTS, 1e-6, 3e-4),
     ),
