@@ -1,7 +1,7 @@
 """moeplan: cost and capacity planning for Mixture-of-Experts models.
 
-``moeplan.load(path)`` reads a scenario, ``moeplan.simulate(scenario)`` returns its plan. Names are loaded on first use, so that
-``import moeplan`` stays cheap.
+``moeplan.load(path)`` reads a scenario, ``moeplan.simulate(scenario)`` returns its plan. Names are loaded on first use,
+so that ``import moeplan`` stays cheap.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What sort of statement a data value is (DESIGN section 4)."""
 
     DATASHEET = "datasheet"
@@ -17,7 +17,7 @@ class Kind(str, Enum):
     ESTIMATE = "estimate"
 
 
-class Tier(str, Enum):
+class Tier(StrEnum):
     """How a cost parameter was obtained, best first; wider intervals follow from lower tiers."""
 
     FITTED = "fitted"  # fitted to kernels measured on this device

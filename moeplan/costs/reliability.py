@@ -10,9 +10,9 @@ DAY_S = 86400.0
 def goodput_frac(n_gpus: int, reliability: Reliability) -> float:
     """Expected share of wall time that is training progress.
 
-    ETTR of Kokolis et al., "Revisiting Reliability in Large-Scale Machine Learning Research Clusters", arXiv:2410.21680:
-    ``(1 - N r (u + d/2)) / (1 + w/d)`` with failure rate r per GPU, restart time u, checkpoint interval d, and blocking
-    checkpoint time w. First order in N r d: valid while failures are rarer than checkpoints.
+    ETTR of Kokolis et al., "Revisiting Reliability in Large-Scale Machine Learning Research Clusters",
+    arXiv:2410.21680: ``(1 - N r (u + d/2)) / (1 + w/d)`` with failure rate r per GPU, restart time u, checkpoint
+    interval d, and blocking checkpoint time w. First order in N r d: valid while failures are rarer than checkpoints.
 
     Returns 0 when the formula leaves its range (a failure is expected before each restart completes).
     """

@@ -13,16 +13,33 @@ import pandas as pd
 from moeplan.errors import InputError, Problem, input_error
 
 # Columns a serving row needs to be understood, and those that hold numbers. Everything else is carried through.
-SERVING_NEEDED = ("run_id", "model", "hardware", "n_gpus", "engine", "load", "input_tokens", "output_tokens")
-SERVING_NUMBERS = (
+SERVING_NEEDED: tuple[str, ...] = (
+    "run_id",
+    "model",
+    "hardware",
+    "n_gpus",
+    "engine",
+    "load",
+    "input_tokens",
+    "output_tokens",
+)
+SERVING_NUMBERS: tuple[str, ...] = (
     "n_gpus", "tp", "pp", "dp", "ep", "input_tokens", "output_tokens", "length_ratio", "concurrency", "ttft_ms",
     "ttft_ms_median", "tpot_ms", "tpot_ms_median", "itl_ms", "e2e_ms", "e2e_ms_median", "output_tokens_per_s",
     "input_tokens_per_s", "output_tokens_per_s_per_gpu", "requests_per_s",
 )  # fmt: skip
-SERVING_TEXT = ("run_id", "source", "licence", "measured_on", "model", "model_as_named", "hardware", "weight_precision",
+SERVING_TEXT: tuple[str, ...] = ("run_id", "source", "licence", "measured_on", "model", "model_as_named", "hardware", "weight_precision",
                 "engine", "engine_version", "load", "notes")  # fmt: skip
-TRAINING_NEEDED = ("run_id", "model", "precision", "hardware", "n_gpus", "sequence_length", "global_batch")
-TRAINING_NUMBERS = (
+TRAINING_NEEDED: tuple[str, ...] = (
+    "run_id",
+    "model",
+    "precision",
+    "hardware",
+    "n_gpus",
+    "sequence_length",
+    "global_batch",
+)
+TRAINING_NUMBERS: tuple[str, ...] = (
     "n_gpus", "tp", "pp", "vpp", "ep", "etp", "cp", "dp", "sequence_length", "global_batch", "micro_batch",
     "step_time_s", "tokens_per_s_per_gpu", "tflop_per_s_per_gpu", "mfu_pct", "memory_gb_per_gpu",
 )  # fmt: skip
@@ -67,7 +84,7 @@ def _typed(path: Path, frame: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFr
             frame[column] = np.nan
             continue
         text = frame[column].str.strip()
-        value = pd.to_numeric(text.where(text != "", None), errors="coerce")
+        value = pd.to_numeric(text.mask(text == ""), errors="coerce")
         bad = (text != "") & ~(np.isfinite(value) & (value >= 0.0))
         for row in np.flatnonzero(bad.to_numpy())[:_MOST_PROBLEMS]:
             what = "not a finite number of at least 0"

@@ -13,7 +13,7 @@ _ADAPTER: TypeAdapter[Plan] = TypeAdapter(Plan)
 
 
 def plan_to_json(plan: Plan) -> str:
-    """Plan as JSON text; same plan, same bytes. Raises ValueError on a NaN or infinite number, which JSON cannot hold."""
+    """Plan as JSON text; same plan, same bytes. Raises ValueError on NaN and infinity, which JSON cannot hold."""
     tree = _ADAPTER.dump_python(plan, mode="json")
     return json.dumps(tree, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 

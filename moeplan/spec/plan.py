@@ -92,7 +92,7 @@ class RoutingResult:
 
 @dataclass(frozen=True, slots=True)
 class CostResult:
-    """Money in USD. ``breakdown`` is by purpose: of a month (serving), of the run (training), of everything (lifecycle)."""
+    """Money in USD. ``breakdown`` is by purpose: of a month (serving), a run (training), everything (lifecycle)."""
 
     usd_per_hour: Q
     usd_per_month: Q | None

@@ -1,4 +1,4 @@
-"""Dated prices and the rules of a budget. Money is in US dollars; other currencies are converted at the scenario's rate."""
+"""Dated prices and the rules of a budget, in US dollars; other currencies are converted at the scenario's rate."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ def test_published_schema_is_the_current_one() -> None:
 def test_json_has_the_contract_keys(quickstart: Result) -> None:
     plan = json.loads(quickstart.stdout)
     assert list(plan) == [
-        "moeplan", "scenario", "kind", "seed", "feasible", "verdicts", "serving", "training", "memory", "routing", "cost",
-        "budget", "time_breakdown", "provenance",
+        "moeplan", "scenario", "kind", "seed", "feasible", "verdicts", "serving", "training", "memory", "routing",
+        "cost", "budget", "time_breakdown", "provenance",
     ]  # fmt: skip
     for metric in ("ttft_s", "tpot_s", "e2e_s"):
         for statistic in ("mean", "p50", "p90", "p99"):

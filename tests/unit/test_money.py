@@ -55,7 +55,7 @@ def test_cost_grows_with_hours(a: float, b: float) -> None:
 
 
 def test_goodput_of_the_reliability_paper() -> None:
-    """arXiv:2410.21680: 6.5 failures per 1000 node-days of 8 GPUs, hourly checkpoints, 2,048 GPUs, five minutes to restart."""
+    """arXiv:2410.21680: 6.5 failures per 1000 node-days, hourly checkpoints, 2,048 GPUs, five minutes to restart."""
     reliability = Reliability(6.5e-3 / 8 / DAY_S, 300.0, 3600.0, 0.0)
     by_hand = 1 - 2048 * (6.5e-3 / 8 / 86400) * (300 + 1800)
     assert goodput_frac(2048, reliability) == pytest.approx(by_hand)
