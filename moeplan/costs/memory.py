@@ -16,6 +16,7 @@ from moeplan.costs.projections import (
     shared_expert_shard,
     split,
 )
+from moeplan.spec.kv import INDEX_BYTES, cache_growth, state_values
 from moeplan.spec.model import (
     Block,
     DenseMlp,
@@ -141,23 +142,21 @@ def cache_bytes_per_sequence(layers: Iterable[Layer], context_tokens: float, kv_
 
 
 def _mixer_cache_bytes(block: Mixer, context_tokens: float, kv_fmt: NumberFormat, tp: int) -> float:
-    match block:
-        case SoftmaxAttention():
-            kept = min(context_tokens, block.window_tokens or context_tokens)
-            return kept * kv_heads_per_gpu(block, tp) * (block.head_dim + block.v_head_dim) * kv_fmt.bytes_per_value
-        case LatentAttention():  # one latent for all heads: replicated over tp
-            kept = min(context_tokens, block.window_tokens or context_tokens) / block.kv_compression_ratio
-            width = block.kv_lora_rank + block.qk_rope_head_dim
-            index = block.index_head_dim if block.index_n_heads else 0
-            return kept * (width * kv_fmt.bytes_per_value + index)
-        case LinearAttention():
-            keys, values = split(block.n_k_heads, tp) * block.k_head_dim, split(block.n_v_heads, tp) * block.v_head_dim
-            tail = max(0, block.conv_kernel - 1) * (2 * keys + values) * CONV_BYTES
-            return split(block.n_v_heads, tp) * block.k_head_dim * block.v_head_dim * STATE_BYTES + tail
-        case StateSpace():
-            inner = split(block.inner_size, tp)
-            channels = inner + 2 * block.n_groups * block.state_size if block.variant == 2 else inner
-            return inner * block.state_size * STATE_BYTES + max(0, block.conv_kernel - 1) * channels * CONV_BYTES
+    """What one rank keeps: its key-value heads and its share of a state; a latent serves all heads.
+
+    So every rank has it.
+    """
+    growth = cache_growth(block)
+    values = growth.per_token * context_tokens + growth.per_window_token * min(context_tokens, growth.window_tokens)
+    if isinstance(block, SoftmaxAttention):
+        values *= kv_heads_per_gpu(block, tp) / block.n_kv_heads
+    state, tail = state_values(block)
+    state_bytes = state * STATE_BYTES + tail * CONV_BYTES
+    if isinstance(block, LinearAttention):
+        state_bytes *= split(block.n_v_heads, tp) / block.n_v_heads
+    elif isinstance(block, StateSpace):
+        state_bytes *= split(block.inner_size, tp) / block.inner_size
+    return values * kv_fmt.bytes_per_value + growth.index_per_token * context_tokens * INDEX_BYTES + state_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from moeplan.spec.model import DenseMlp, LatentAttention, LinearAttention, Mixer, MoeMlp, SoftmaxAttention, StateSpace
 
+UNNAMED_FRAC = 0.02  # below this share of a block, what is not named is norms, biases and sinks
+
 
 @dataclass(frozen=True, slots=True)
 class Projection:
@@ -48,10 +50,19 @@ def kv_heads_per_gpu(block: SoftmaxAttention, tp: int) -> int:
 
 
 def mixer_shard(block: Mixer, hidden_size: int, tp: int) -> Shard:
-    """Projections of a token mixer on one of ``tp`` GPUs."""
+    """Projections of a token mixer on one of ``tp`` GPUs.
+
+    Matrices the block has beyond the ones named here (extra gates, low-rank biases) count as one more projection of the
+    hidden state, so that neither their bytes nor their reading is lost.
+    """
     whole = _mixer_projections(block, hidden_size, 1)
     other = max(0, block.n_params - sum(p.n_weights for p in whole))
-    return Shard(tuple(_mixer_projections(block, hidden_size, tp)), other)
+    found = _mixer_projections(block, hidden_size, tp)
+    if other > UNNAMED_FRAC * block.n_params:
+        columns = other // hidden_size
+        found.append(Projection("unnamed", hidden_size, split(columns, tp)))
+        other -= columns * hidden_size
+    return Shard(tuple(found), other)
 
 
 def dense_shard(block: DenseMlp, hidden_size: int, tp: int) -> Shard:
@@ -101,14 +112,16 @@ def _softmax(block: SoftmaxAttention, hidden: int, tp: int) -> list[Projection]:
     ]
 
 
+def is_entry_shared(block: LatentAttention) -> bool:
+    """Whether the cached entry is key and value at once, without up-projection (DeepSeek-V4)."""
+    return block.v_head_dim == block.kv_lora_rank + block.qk_rope_head_dim
+
+
 def _latent(block: LatentAttention, hidden: int, tp: int) -> list[Projection]:
     heads = split(block.n_heads, tp)
     latent = block.kv_lora_rank + block.qk_rope_head_dim
     query = heads * (block.qk_nope_head_dim + block.qk_rope_head_dim)
-    found = [
-        Projection("kv_up", block.kv_lora_rank, heads * (block.qk_nope_head_dim + block.v_head_dim)),
-        Projection("out", heads * block.v_head_dim, hidden),
-    ]
+    found = []
     if block.q_lora_rank:
         found.append(Projection("qkv_down", hidden, block.q_lora_rank + latent))
         found.append(Projection("q_up", block.q_lora_rank, query))
@@ -119,7 +132,14 @@ def _latent(block: LatentAttention, hidden: int, tp: int) -> list[Projection]:
         index = block.index_n_heads * block.index_head_dim
         found.append(Projection("index_q", block.q_lora_rank or hidden, index))
         found.append(Projection("index_k", hidden, block.index_head_dim + block.index_n_heads))
-    return found
+    if is_entry_shared(block):
+        # Its output goes through a grouped low rank whose sizes the architecture does not carry: the weights that are
+        # left.
+        whole = block.n_heads * block.v_head_dim
+        rest = block.n_params - sum(p.n_weights for p in (found if tp == 1 else _latent(block, hidden, 1)[:-1]))
+        return [*found, Projection("out", heads * block.v_head_dim, max(1, rest // whole))]
+    found.append(Projection("kv_up", block.kv_lora_rank, heads * (block.qk_nope_head_dim + block.v_head_dim)))
+    return [*found, Projection("out", heads * block.v_head_dim, hidden)]
 
 
 def _linear(block: LinearAttention, hidden: int, tp: int) -> list[Projection]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from moeplan.costs.attention import causal_pairs, decode_attention_time_s, prefill_attention_time_s
 from moeplan.costs.latent_attention import mla_absorb_time_s, mla_decode_time_s, mla_prefill_time_s
-from moeplan.costs.projections import kv_heads_per_gpu, split
+from moeplan.costs.projections import is_entry_shared, kv_heads_per_gpu, split
 from moeplan.costs.recurrent import linear_attention_time_s, state_space_time_s
 from moeplan.spec.model import LatentAttention, LinearAttention, Mixer, SoftmaxAttention, StateSpace
 from moeplan.spec.precision import FORMATS
@@ -49,14 +49,14 @@ def decode_mixer_s(block: Mixer, batch: Array, context: Array, *, tp: int, fmt: 
             )  # fmt: skip
         case LatentAttention():
             heads = split(block.n_heads, tp)
-            seen = context / block.kv_compression_ratio
-            attended = np.minimum(seen, window_tokens(block) or np.inf)
+            attended = np.minimum(context / block.kv_compression_ratio, window_tokens(block) or np.inf)
+            attended = attended + np.minimum(context, block.raw_window_tokens)
             time_s = mla_decode_time_s(
                 batch, attended, n_heads=heads, kv_lora_rank=block.kv_lora_rank,
                 qk_nope_head_dim=block.qk_nope_head_dim, qk_rope_head_dim=block.qk_rope_head_dim,
                 v_head_dim=block.v_head_dim, kv_fmt=kv_fmt, device=device, p=ops.parameters("mla_decode", kv),
             )  # fmt: skip
-            for inner in (block.qk_nope_head_dim, block.v_head_dim):
+            for inner in () if is_entry_shared(block) else (block.qk_nope_head_dim, block.v_head_dim):
                 time_s = time_s + mla_absorb_time_s(
                     batch, n_heads=heads, kv_lora_rank=block.kv_lora_rank, inner_head_dim=inner,
                     fmt=FORMATS[fmt], device=device, p=ops.parameters("mla_absorb", fmt),
@@ -65,8 +65,8 @@ def decode_mixer_s(block: Mixer, batch: Array, context: Array, *, tp: int, fmt: 
                 block.index_n_heads
             ):  # the indexer scores every cached token with one key head (DeepSeek-V3.2-Exp, section 2.1)
                 time_s = time_s + decode_attention_time_s(
-                    batch, seen, n_heads=block.index_n_heads, n_kv_heads=1, head_dim=block.index_head_dim, v_head_dim=0,
-                    window_tokens=None, kv_fmt=FORMATS["fp8"], device=device, p=ops.parameters("attention_decode",
+                    batch, context / block.index_pool_tokens, n_heads=block.index_n_heads, n_kv_heads=1,
+                    head_dim=block.index_head_dim, v_head_dim=0, window_tokens=None, kv_fmt=FORMATS["fp8"], device=device, p=ops.parameters("attention_decode",
                     "fp8"), )  # fmt: skip
             return time_s
         case _:
@@ -84,15 +84,16 @@ def prefill_mixer_s(
         return np.broadcast_to(recurrent_mixer_s(block, batch, query, tp=tp, ops=ops), shape)
     time_s = softmax_prefill_s(block, batch, query, cached, tp=tp, kv=kv, ops=ops)
     if isinstance(block, LatentAttention):
-        old = cached / block.kv_compression_ratio
-        width = split(block.n_heads, tp) * (block.qk_nope_head_dim + block.v_head_dim)
-        time_s = time_s + ops.gemm_s(batch * (query + old), width, block.kv_lora_rank, fmt)
+        if not is_entry_shared(block):
+            width = split(block.n_heads, tp) * (block.qk_nope_head_dim + block.v_head_dim)
+            time_s = time_s + ops.gemm_s(batch * (query + cached), width, block.kv_lora_rank, fmt)
         if block.index_n_heads:
-            time_s = time_s + prefill_attention_time_s(
-                batch, query, old, n_heads=block.index_n_heads, n_kv_heads=1, head_dim=block.index_head_dim,
+            index_s = prefill_attention_time_s(
+                batch, query, cached, n_heads=block.index_n_heads, n_kv_heads=1, head_dim=block.index_head_dim,
                 v_head_dim=0, window_tokens=None, kv_fmt=FORMATS["fp8"], device=ops.hardware.device,
                 p=ops.parameters("attention_prefill", "fp8"),
             )  # fmt: skip
+            time_s = time_s + index_s / block.index_pool_tokens
     return time_s
 
 
@@ -106,7 +107,7 @@ def softmax_prefill_s(
     kv: str,
     ops: Operations,
 ) -> Array:
-    """The causal attention kernel alone. A window of latent attention takes its share of the query-key pairs."""
+    """The causal attention kernel alone; where latent attention sees less, its share of the query-key pairs."""
     device, kv_fmt, heads, window = ops.hardware.device, FORMATS[kv], split(block.n_heads, tp), window_tokens(block)
     if isinstance(block, SoftmaxAttention):
         return prefill_attention_time_s(
@@ -114,15 +115,18 @@ def softmax_prefill_s(
             v_head_dim=block.v_head_dim, window_tokens=window, kv_fmt=kv_fmt, device=device,
             p=ops.parameters("attention_prefill", kv),
         )  # fmt: skip
-    old = np.asarray(cached, np.float64) / block.kv_compression_ratio
     time_s = mla_prefill_time_s(
-        batch, query, old, n_heads=heads, kv_lora_rank=block.kv_lora_rank, qk_nope_head_dim=block.qk_nope_head_dim,
+        batch, query, cached, n_heads=heads, kv_lora_rank=block.kv_lora_rank, qk_nope_head_dim=block.qk_nope_head_dim,
         qk_rope_head_dim=block.qk_rope_head_dim, v_head_dim=block.v_head_dim, kv_fmt=kv_fmt, device=device,
         p=ops.parameters("mla_prefill", kv),
     )  # fmt: skip
-    if window is None:
+    ratio = block.kv_compression_ratio
+    if window is None and ratio == 1.0:
         return time_s
-    return np.asarray(time_s * causal_pairs(query, old, window) / causal_pairs(query, old, None))
+    pairs = causal_pairs(query, cached, None if window is None else window * ratio) / ratio
+    if block.raw_window_tokens:
+        pairs = pairs + causal_pairs(query, cached, block.raw_window_tokens)
+    return np.asarray(time_s * np.minimum(1.0, pairs / causal_pairs(query, cached, None)))
 
 
 def recurrent_mixer_s(

@@ -7,8 +7,15 @@ from dataclasses import replace
 import pytest
 from step_cases import BF16, HIDDEN, attention, dense, engine, hardware, model, moe, work
 
-from moeplan.costs.memory import ActivationRule, block_activation_bytes_per_token, cache_bytes_per_sequence
-from moeplan.files.model_catalog import load_model
+from moeplan.costs.memory import (
+    ActivationRule,
+    block_activation_bytes_per_token,
+    cache_bytes_per_sequence,
+    layers_params,
+    vocabulary_params,
+)
+from moeplan.files.model_catalog import load_model, model_names
+from moeplan.spec.kv import kv_bytes_per_sequence, state_bytes_per_sequence
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.workload import Adapter
@@ -28,6 +35,16 @@ from moeplan.steps.memory import adapter_params, serving_memory, training_memory
 def test_cache_bytes_per_token(name, tp, fmt, bytes_per_token):
     m = load_model(name)
     assert cache_bytes_per_sequence(m.layers, 1000, FORMATS[fmt], tp) == 1000 * bytes_per_token
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_one_gpu_holds_the_whole_of_every_catalogue_model(name):
+    """Shards at tp = 1 are the model: its parameters (0.1 %), its cache and its state."""
+    m = load_model(name)
+    held = layers_params(m.layers, m.hidden_size, 1, 1, 1) + vocabulary_params(m, 1, first=True, last=True)
+    assert held.total == pytest.approx(m.n_params_total, rel=1e-3)
+    whole = float(kv_bytes_per_sequence(m, 5000, 2.0)) + state_bytes_per_sequence(m)
+    assert cache_bytes_per_sequence(m.layers, 5000, FORMATS["bf16"], 1) == pytest.approx(whole)
 
 
 def test_weights_of_qwen3_30b_as_vllm_loads_them():
