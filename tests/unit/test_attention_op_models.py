@@ -104,6 +104,23 @@ def test_absorbed_prefill_rows_are_compared_with_the_absorbed_form():
     assert list(inputs["head_dim"] + inputs["v_head_dim"]) == [1088.0, 320.0]
 
 
+@pytest.mark.parametrize(
+    "model", [attention.PREFILL, attention.DECODE, mla.PREFILL, mla.DECODE, mla.ABSORB], ids=lambda m: m.op
+)
+def test_every_parameter_moves_some_prediction(model):
+    frame = table(600, step=1000 if model.op.endswith("decode") else 0).assign(
+        op_name="mla_gen_pre", num_tokens=lambda f: f["isl"], head_dim=lambda f: f["isl"] % 3 * 64 + f["head_dim"]
+    )
+    frame.loc[::7, "num_key_value_heads"] = frame["num_heads"]
+    frame.loc[::11, "head_dim"] = 512
+    inputs = model.inputs(frame, H200, "bf16")
+    start = {p.name: p.start for p in model.parameters}
+    usual = model.time_s(inputs, H200, "bf16", start)
+    for parameter in model.parameters:
+        moved = {**start, parameter.name: 0.7 * parameter.start}
+        assert not np.allclose(model.time_s(inputs, H200, "bf16", moved), usual, rtol=1e-6), parameter.name
+
+
 def test_a_table_without_windows_or_kv_heads_is_full_mha():
     frame = table(5, num_key_value_heads=0).drop(columns="window_size")
     inputs = attention.PREFILL.inputs(frame, H200, "bf16")

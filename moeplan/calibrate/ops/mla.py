@@ -75,7 +75,8 @@ def _decode_time_s(inputs: Inputs, hardware: Hardware, fmt: str, values: Mapping
 
 
 def _absorb_time_s(inputs: Inputs, hardware: Hardware, fmt: str, values: Mapping[str, float]) -> Array:
-    return mla_absorb_time_s(**inputs, kv_lora_rank=KV_LORA_RANK, fmt=FORMATS[fmt], device=hardware.device, p=values)
+    common = {"fmt": FORMATS[fmt], "device": hardware.device, "p": values, "warm_l2": True}
+    return mla_absorb_time_s(**inputs, kv_lora_rank=KV_LORA_RANK, **common)
 
 
 def _by_work(work: pd.Series, small: float, large: float) -> pd.Series:
