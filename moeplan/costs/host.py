@@ -1,7 +1,4 @@
-"""Limits a training framework adds to its kernels: host time to launch them.
-
-And clocks that fall under sustained load.
-"""
+"""What a training framework adds to its kernels: host time to launch them, clocks that fall under sustained load."""
 
 from __future__ import annotations
 

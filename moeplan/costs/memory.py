@@ -1,6 +1,6 @@
-"""Bytes one GPU holds: weights, KV cache and recurrent state, saved activations, optimizer. Equations.
+"""Bytes one GPU holds: weights, KV cache and recurrent state, saved activations, optimizer.
 
-Docs/method/memory.md.
+Equations: docs/method/memory.md.
 """
 
 from __future__ import annotations
@@ -142,10 +142,7 @@ def cache_bytes_per_sequence(layers: Iterable[Layer], context_tokens: float, kv_
 
 
 def _mixer_cache_bytes(block: Mixer, context_tokens: float, kv_fmt: NumberFormat, tp: int) -> float:
-    """What one rank keeps: its key-value heads and its share of a state; a latent serves all heads.
-
-    So every rank has it.
-    """
+    """One rank keeps its key-value heads and its share of a state; a latent serves all heads, so all ranks keep it."""
     growth = cache_growth(block)
     values = growth.per_token * context_tokens + growth.per_window_token * min(context_tokens, growth.window_tokens)
     if isinstance(block, SoftmaxAttention):

@@ -73,10 +73,7 @@ def dense_shard(block: DenseMlp, hidden_size: int, tp: int) -> Shard:
 
 
 def shared_expert_shard(block: MoeMlp, hidden_size: int, tp: int) -> Shard:
-    """Projections of the shared experts on one of ``tp`` GPUs.
-
-    With what the MoE block has beside its experts and router.
-    """
+    """Projections of the shared experts on one of ``tp`` GPUs, and what the block has beside experts and router."""
     whole = mlp_projections(hidden_size, block.shared_intermediate_size, block.n_matrices, 1)
     named = block.n_experts * block.n_params_per_expert + block.n_router_params + sum(p.n_weights for p in whole)
     shared = mlp_projections(hidden_size, block.shared_intermediate_size, block.n_matrices, tp)

@@ -58,9 +58,9 @@ def expected_distinct(n_tokens: npt.ArrayLike, probabilities: Array) -> Array:
 
 
 def expected_max_load(n_tokens: npt.ArrayLike, probabilities: Array) -> Array:
-    """Tokens on the fullest expert, expected: integral of 1 - prod_e F_e.
+    """Tokens on the fullest expert, expected: the integral of 1 - prod_e F_e.
 
-    F_e normal of mean n p and variance n p (1 - p).
+    F_e is normal with mean n p and variance n p (1 - p).
     """
     tokens = np.asarray(n_tokens, np.float64)
     p, count = _grouped(probabilities)

@@ -1,6 +1,6 @@
-"""Does it fit: memory of one serving replica or one training job, on its fullest GPU. Equations.
+"""Memory of one serving replica or one training job on its fullest GPU: does it fit?
 
-Docs/method/memory.md.
+Equations: docs/method/memory.md.
 """
 
 from __future__ import annotations
@@ -125,10 +125,7 @@ def _in_blocks(tokens: float, engine: Engine) -> float:
 def _serving_workspace_bytes(
     model: ModelArchitecture, layers: tuple[Layer, ...], layout: ServingLayout, engine: Engine, *, last: bool
 ) -> float:
-    """Largest set of 16-bit tensors alive at once in an iteration of ``max_num_batched_tokens``: a block's.
-
-    Or the sampler's.
-    """
+    """Largest set of tensors alive at once in an iteration of ``max_num_batched_tokens``: a block's or the sampler's."""
     tokens, hidden = float(engine.max_num_batched_tokens), model.hidden_size
     widest = 0.0
     for block in {block for layer in layers for block in layer.blocks}:
@@ -226,12 +223,9 @@ def training_stages(model: ModelArchitecture, layout: TrainingLayout, work: Trai
 
 
 def _fill(weight: list[float], tail: float, pp: int, most: float) -> list[int] | None:
-    """Ends of ``pp`` non-empty runs that carry at most ``most`` each, the last with ``tail`` on top.
-
-    None if impossible.
+    """Ends of ``pp`` non-empty runs of at most ``most`` each, the last with ``tail`` on top; None if impossible.
 
     Filled from the last stage backwards. One layer is the least a stage takes, so the last may exceed ``most`` by that.
-
     """
     ends, end = [], len(weight)
     for stage in reversed(range(pp)):
@@ -253,10 +247,7 @@ def active_params(layer: Layer) -> float:
 def adapter_params(
     model: ModelArchitecture, layers: tuple[Layer, ...], adapter: Adapter, layout: TrainingLayout
 ) -> Params:
-    """LoRA parameters on one GPU: rank (k + n) per adapted matrix (arXiv:2106.09685, section 4.1).
-
-    Ranks are not split.
-    """
+    """LoRA parameters on one GPU: rank (k + n) per adapted matrix (arXiv:2106.09685, section 4.1), the rank not split."""
     attention = dense = experts = 0.0
     for layer in layers:
         for block in layer.blocks:

@@ -1,7 +1,4 @@
-"""Seconds of the token mixers' kernels (attention, latent attention.
-
-Recurrence) of one layer on one GPU of a serving replica.
-"""
+"""Seconds of the token mixers' kernels of one layer on one GPU: attention, latent attention, recurrence."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ Array = npt.NDArray[np.float64]
 
 
 def window_tokens(block: SoftmaxAttention | LatentAttention) -> float | None:
-    """Keys a query attends at most. In a chunk of size c the mean query sees c / 2 keys.
+    """Keys a query attends at most, None without a limit.
 
-    Sparse attention sees its top k.
+    In a chunk of size c the mean query sees c / 2 keys; sparse attention sees its top k.
     """
     limits = []
     if block.window_tokens:
@@ -35,10 +32,7 @@ def window_tokens(block: SoftmaxAttention | LatentAttention) -> float | None:
 
 
 def decode_mixer_s(block: Mixer, batch: Array, context: Array, *, tp: int, fmt: str, kv: str, ops: Operations) -> Array:
-    """One new token in each of ``batch`` sequences with ``context`` tokens.
-
-    ``fmt`` is the weights' format (absorbed products).
-    """
+    """One new token in each of ``batch`` sequences with ``context`` tokens; ``fmt`` is the weights' format."""
     device, kv_fmt = ops.hardware.device, FORMATS[kv]
     match block:
         case SoftmaxAttention():
@@ -61,13 +55,13 @@ def decode_mixer_s(block: Mixer, batch: Array, context: Array, *, tp: int, fmt: 
                     batch, n_heads=heads, kv_lora_rank=block.kv_lora_rank, inner_head_dim=inner,
                     fmt=FORMATS[fmt], device=device, p=ops.parameters("mla_absorb", fmt),
                 )  # fmt: skip
-            if (
-                block.index_n_heads
-            ):  # the indexer scores every cached token with one key head (DeepSeek-V3.2-Exp, section 2.1)
+            if block.index_n_heads:
+                # the indexer scores every cached token with one key head (DeepSeek-V3.2-Exp, section 2.1)
                 time_s = time_s + decode_attention_time_s(
                     batch, context / block.index_pool_tokens, n_heads=block.index_n_heads, n_kv_heads=1,
-                    head_dim=block.index_head_dim, v_head_dim=0, window_tokens=None, kv_fmt=FORMATS["fp8"], device=device, p=ops.parameters("attention_decode",
-                    "fp8"), )  # fmt: skip
+                    head_dim=block.index_head_dim, v_head_dim=0, window_tokens=None, kv_fmt=FORMATS["fp8"],
+                    device=device, p=ops.parameters("attention_decode", "fp8"),
+                )  # fmt: skip
             return time_s
         case _:
             return np.broadcast_to(

@@ -1,7 +1,4 @@
-"""The cost functions bound to one machine, one engine and one set of number formats.
-
-So that steps compose sizes only.
-"""
+"""The cost functions bound to one machine and one engine, so that steps compose sizes only."""
 
 from __future__ import annotations
 

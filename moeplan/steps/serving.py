@@ -73,9 +73,8 @@ class ServingStep:
                     add(self._dense_s(block, n_tokens), count)
                 else:
                     add(self._projections_s(block, n_tokens), count)
-        add(
-            {"elementwise": self.ops.elementwise_s(n_tokens * self.model.hidden_size * 2 * ACTIVATION_BYTES)}, 1
-        )  # embedding
+        lookup = n_tokens * self.model.hidden_size * 2 * ACTIVATION_BYTES
+        add({"elementwise": self.ops.elementwise_s(lookup)}, 1)
         add({"pipeline": self._pipeline_s(n_tokens)}, 1)
         return parts
 
@@ -95,10 +94,10 @@ class ServingStep:
         return total
 
     def prefill_mixers_s(self, query: Array, cached: Array) -> Array:
-        """Attention and recurrence of all layers for one prompt chunk [s]: its share of an iteration filled with its
-        like.
+        """Attention and recurrence of all layers for one prompt or chunk of it [s].
 
-        The kernels take all prompts of an iteration at once, so a short prompt does not pay a launch of its own.
+        Its share of an iteration filled with its like: the kernels take all prompts of an iteration at once, so a short
+        prompt does not pay a launch of its own.
         """
         batch = np.maximum(1.0, np.floor(self.engine.max_num_batched_tokens / query))
         total = np.zeros(np.broadcast(query, cached).shape)
@@ -250,10 +249,7 @@ class ServingStep:
         )
 
     def _pipeline_s(self, n_tokens: Array) -> Array:
-        """Sends between stages: each stage of ``pp`` passes the hidden state on.
-
-        The last returns the sampled tokens.
-        """
+        """Each of ``pp`` stages sends the hidden state on; the last returns the sampled tokens."""
         pp = self.layout.pp
         if pp == 1:
             return np.zeros_like(n_tokens)
@@ -336,7 +332,11 @@ def compile_step_table(
 
 def _corner(block: Mixer) -> float | None:
     """Context at which the block's cost stops growing."""
-    return window_tokens(block) if isinstance(block, SoftmaxAttention | LatentAttention) else None
+    if not isinstance(block, SoftmaxAttention | LatentAttention):
+        return None
+    window = window_tokens(block)
+    ratio = block.kv_compression_ratio if isinstance(block, LatentAttention) else 1.0
+    return None if window is None else window * ratio
 
 
 def _grid(low: float, high: float, per_octave: int, extra: list[float] | None = None) -> Array:

@@ -1,6 +1,6 @@
 """One optimizer step of a training job: forward, backward, pipeline, gradient exchange, optimizer.
 
-Docs/method/training.md.
+Equations: docs/method/training.md.
 """
 
 from __future__ import annotations

@@ -38,10 +38,7 @@ SCAN_BACKWARD = 2.0  # estimate: a scan's gradient is two scans
 
 @dataclass(slots=True)
 class Pass:
-    """Seconds by part: ``forward``, ``backward`` (recomputation apart), what is recomputed.
-
-    And traffic hidden behind compute.
-    """
+    """Seconds by part of a forward and a backward pass, of what is recomputed, and of traffic hidden behind computation."""
 
     forward: dict[str, float] = field(default_factory=dict)
     backward: dict[str, float] = field(default_factory=dict)
@@ -148,10 +145,7 @@ class TrainingBlocks:
     def _gemms(
         self, found: Pass, part: str, projections: tuple[Projection, ...], *, adapted: bool, tokens: float | None = None
     ) -> None:
-        """Forward, data gradient and, where the weights are trained, weight gradient of GEMMs.
-
-        Low-rank adapters beside them.
-        """
+        """GEMMs forward, for data and (where trained) weight gradients, with low-rank adapters beside them."""
         fmt, m = self.work.compute_format, self.tokens if tokens is None else tokens
         adapter = self.work.adapter
         for p in projections:
@@ -196,10 +190,7 @@ class TrainingBlocks:
         found.add("elementwise", forward, 1.25 * forward)
 
     def _tensor_parallel(self, found: Pass) -> None:
-        """All-gather into and reduce-scatter out of a block, or one all-reduce.
-
-        The same backward (arXiv:2205.05198, 4.2.2).
-        """
+        """Gather into and scatter out of a block, or one all-reduce; as much backward (arXiv:2205.05198, 4.2.2)."""
         if self.layout.tp == 1:
             return
         n_bytes = self.tokens * self.hidden_size * ACTIVATION_BYTES
