@@ -125,7 +125,7 @@ def _in_blocks(tokens: float, engine: Engine) -> float:
 def _serving_workspace_bytes(
     model: ModelArchitecture, layers: tuple[Layer, ...], layout: ServingLayout, engine: Engine, *, last: bool
 ) -> float:
-    """Largest set of tensors alive at once in an iteration of ``max_num_batched_tokens``: a block's or the sampler's."""
+    """Largest set of tensors alive at once in an iteration of ``max_num_batched_tokens``: a block's or the head's."""
     tokens, hidden = float(engine.max_num_batched_tokens), model.hidden_size
     widest = 0.0
     for block in {block for layer in layers for block in layer.blocks}:
@@ -247,7 +247,7 @@ def active_params(layer: Layer) -> float:
 def adapter_params(
     model: ModelArchitecture, layers: tuple[Layer, ...], adapter: Adapter, layout: TrainingLayout
 ) -> Params:
-    """LoRA parameters on one GPU: rank (k + n) per adapted matrix (arXiv:2106.09685, section 4.1), the rank not split."""
+    """LoRA parameters on one GPU: rank (k + n) per adapted matrix (arXiv:2106.09685, section 4.1), rank not split."""
     attention = dense = experts = 0.0
     for layer in layers:
         for block in layer.blocks:

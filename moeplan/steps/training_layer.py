@@ -38,7 +38,7 @@ SCAN_BACKWARD = 2.0  # estimate: a scan's gradient is two scans
 
 @dataclass(slots=True)
 class Pass:
-    """Seconds by part of a forward and a backward pass, of what is recomputed, and of traffic hidden behind computation."""
+    """Seconds by part of a forward and a backward pass, of what is recomputed, and of hidden traffic."""
 
     forward: dict[str, float] = field(default_factory=dict)
     backward: dict[str, float] = field(default_factory=dict)
