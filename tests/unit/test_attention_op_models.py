@@ -113,6 +113,7 @@ def test_every_parameter_moves_some_prediction(model):
     )
     frame.loc[::7, "num_key_value_heads"] = frame["num_heads"]
     frame.loc[::11, "head_dim"] = 512
+    frame.loc[::5, "num_heads"] = 128
     inputs = model.inputs(frame, H200, "bf16")
     start = {p.name: p.start for p in model.parameters}
     usual = model.time_s(inputs, H200, "bf16", start)

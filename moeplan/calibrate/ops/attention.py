@@ -207,7 +207,7 @@ DECODE = OpModel(
         Exclusion("a fallback kernel beside the one the engine runs for that head size", _minor_kernel),
         Exclusion(
             "TensorRT-LLM falls back to a kernel without sharing for 64 or more query heads a KV head; "
-            "no catalogued model has that after tensor parallelism",
+            "catalogued models have at most 32",
             _large_group,
         ),
         Exclusion("A100 TensorRT-LLM rows above the memory bandwidth (tables' README)", _above_bandwidth),
