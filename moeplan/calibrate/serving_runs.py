@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -234,16 +234,6 @@ def _lengths(tokens: float, ratio: float) -> LengthDistribution:
 def _with_memory(deployment: Deployment, share: float) -> Deployment:
     engine = replace(deployment.serving.engine, memory_utilization_frac=share)
     return replace(deployment, serving=replace(deployment.serving, engine=engine))
-
-
-def predict_rows(rows: Iterable[Row], error: ModelError, say: Callable[[str], None]) -> list[RowResult]:
-    """All rows, in order."""
-    results = []
-    for i, row in enumerate(rows):
-        if i % 20 == 0:
-            say(f"run {i}")
-        results.append(predict_row(row, error))
-    return results
 
 
 def log_errors(results: Iterable[RowResult], metric: str, tier: Tier) -> np.ndarray:

@@ -1,0 +1,58 @@
+"""Judge a table of measured runs: serving or training rows to the same records as operation tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moeplan.calibrate import serving_runs, training_runs
+from moeplan.calibrate.judge import Judged, Unanswered
+from moeplan.calibrate.serving_runs import RowResult
+from moeplan.files.measured_runs import RunTable, text_of
+from moeplan.spec.uncertainty import ModelError
+
+Row = Mapping[str, Any]
+
+
+def predict(table: RunTable, error: ModelError, say: Callable[[str], None]) -> list[RowResult]:
+    """What the planner says of every row, in order."""
+    one = serving_runs.predict_row if table.kind == "serving" else training_runs.predict_row
+    results = []
+    rows = table.frame.to_dict("records")
+    for i, row in enumerate(rows):
+        if i % 20 == 0:
+            say(f"{table.kind} run {i} of {len(rows)}")
+        results.append(one(row, error))
+    return results
+
+
+def judge(table: RunTable, results: Sequence[RowResult]) -> tuple[list[Judged], list[Unanswered]]:
+    """Answers grouped by what their rows have in common; gaps with their reason."""
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[serving_runs.Answer]] = {}
+    missing: list[Unanswered] = []
+    for row, result in zip(table.frame.to_dict("records"), results, strict=True):
+        by = tuple(_by(table.kind, row).items())
+        for answer in result.answers:
+            groups.setdefault((answer.metric, by), []).append(answer)
+        missing += [Unanswered(metric, result.run_id, why, 1) for metric, why in result.unanswered]
+    judged = [
+        Judged(
+            metric,
+            dict(by),
+            np.array([a.truth for a in answers]),
+            np.array([a.predicted.value for a in answers]),
+            np.array([a.predicted.low for a in answers]),
+            np.array([a.predicted.high for a in answers]),
+        )
+        for (metric, by), answers in groups.items()
+    ]
+    return judged, missing
+
+
+def _by(kind: str, row: Row) -> dict[str, str]:
+    common = {"model": text_of(row, "model"), "hardware": text_of(row, "hardware")}
+    if kind == "serving":
+        return {**common, "engine": text_of(row, "engine"), "load": text_of(row, "load")}
+    return {**common, "engine": text_of(row, "framework"), "precision": text_of(row, "precision")}
