@@ -1,52 +1,195 @@
-"""What a batch of tokens asks of the experts, in closed form: distinct experts touched, loads, busiest rank.
+"""What a batch of tokens asks of the experts: loads, distinct experts, and the busiest GPU, in closed form.
 
-Popularity is Zipf: expert of rank r is drawn in proportion to r^-s, ``top_k`` without replacement.
-``docs/method/steps.md`` has the equations; `tests/oracles` compares them with sampling.
+A token selects top_k experts without replacement in proportion to weights (Plackett-Luce; ``kernels.routing`` draws it
+token by token). Exact here: selection probabilities, mean loads, distinct experts. Maxima over experts and GPUs take
+loads as normal with the exact variance. ``docs/method/routing.md`` has the equations; tests compare with the kernel.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
-from scipy.special import ndtr, ndtri
+from scipy.special import betainc
 
+from moeplan.costs.placement import place, slot_share
+from moeplan.kernels import routing as kernel
+from moeplan.kernels.maxima import expected_maxima
 from moeplan.spec.model import MoeMlp
+from moeplan.spec.routing import Correlation, Popularity, RoutingAssumption
 
 Array = npt.NDArray[np.float64]
 
+N_LAYERS_AVERAGED = 8  # draws of a popularity law whose mean stands for a model's layers
+_N_GRID = 24  # token counts at which maxima are integrated; between them logarithms are interpolated
+_GROUPED_TOKENS = 20_000  # tokens routed per layer where group limits leave no closed form
+_SALT = {"popularity": 1, "topic": 2, "hash": 3}
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class RankLoads:
+    """Expected load of the busiest GPU of one layer, mean over layers; arrays like the token counts asked for."""
+
+    assignments: Array  # token-expert pairs on the GPU with most of them
+    distinct: Array  # experts touched on the GPU that touches most
+    max_load: Array  # tokens of the fullest expert (copy) anywhere
+    mean_assignments: Array  # pairs on an average GPU
+    kept_frac: Array  # pairs not dropped
+
+
+def popularity_weights(
+    popularity: Popularity, n_experts: int, top_k: int, n_layers: int, seed: int, n_zero: int = 0
+) -> Array:
+    """Selection weights of each layer, shape (n_layers, n_experts + n_zero), rows sum to 1.
+
+    A law is drawn anew for every layer (layer l of a given seed is always the same); rows of a histogram repeat. A
+    histogram holds how often experts were selected; under top-k that is inverted by -log(1 - p), the exponential-clock
+    approximation (Rosen 1997, J. Stat. Plann. Inference 62, 135). Identity experts weigh the mean of the others.
+    """
+    rows = np.stack([_law_row(popularity, n_experts, top_k, layer, seed) for layer in range(n_layers)])
+    rows /= rows.sum(axis=1, keepdims=True)
+    if n_zero:
+        rows = np.concatenate([rows, np.full((n_layers, n_zero), 1.0 / n_experts)], axis=1)
+        rows /= rows.sum(axis=1, keepdims=True)
+    return rows
+
+
+def _law_row(popularity: Popularity, n_experts: int, top_k: int, layer: int, seed: int) -> Array:
+    rng = np.random.default_rng((_SALT["popularity"], seed, layer))
+    match popularity.law:
+        case "uniform":
+            return np.ones(n_experts)
+        case "zipf":
+            return np.asarray(rng.permutation(np.arange(1.0, n_experts + 1) ** -popularity.value))
+        case "dirichlet":
+            return np.asarray(np.maximum(rng.gamma(popularity.value, 1.0, n_experts), _TINY))
+        case "lognormal":
+            return np.asarray(np.exp(popularity.value * rng.standard_normal(n_experts)))
+        case "histogram":
+            counts = np.asarray(popularity.histogram[layer % len(popularity.histogram)], np.float64)
+            counts = np.maximum(counts, 0.5)  # never seen: less often than once
+            share = np.minimum(counts / counts.sum() * top_k, 1.0 - 1e-6)
+            return np.asarray(-np.log1p(-share))
+
+
+def topic_weights(weights: Array, correlation: Correlation, seed: int, layer: int) -> Array:
+    """Weights under each topic, shape (n_topics, n), rows sum to 1 and their mean is ``weights`` (n,).
+
+    Log-normal preferences, scaled in turn along both axes until both sums hold (Sinkhorn).
+    """
+    if correlation.n_topics == 1 or correlation.spread == 0.0:
+        return np.ascontiguousarray(weights[None, :])
+    rng = np.random.default_rng((_SALT["topic"], seed, layer))
+    taste = np.exp(correlation.spread * rng.standard_normal((correlation.n_topics, weights.size))) * weights
+    for _ in range(30):
+        taste *= weights / np.maximum(taste.mean(axis=0), 1e-300)
+        taste /= taste.sum(axis=1, keepdims=True)
+    return np.asarray(taste)
+
+
+def hash_tables(n_tokens_known: int, n_experts: int, top_k: int, seed: int, layer: int) -> npt.NDArray[np.int64]:
+    """Experts of each token id under hash routing (Roller 2021, arXiv:2106.04426), shape (n_tokens_known, top_k)."""
+    rng = np.random.default_rng((_SALT["hash"], seed, layer))
+    first = rng.integers(0, n_experts, (n_tokens_known, 1))
+    step = 1 + rng.integers(0, max((n_experts - 1) // max(top_k - 1, 1), 1), (n_tokens_known, 1))
+    return np.asarray((first + np.arange(top_k) * step) % n_experts, np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerChoices:
+    """How the tokens of one layer choose: what the kernel needs, and each expert's selection probability."""
+
+    method: int  # of `kernels.routing`
+    weights: Array  # (n_topics, n_choices)
+    tables: npt.NDArray[np.uint64]  # alias tables of the weights
+    selected: Array  # (n_topics, n_experts), each row sums to top_k less identity experts
+    hashed: npt.NDArray[np.int64]  # (n_choices, top_k) under hash routing
+
+
+def _method(block: MoeMlp, routing: RoutingAssumption) -> int:
+    if routing.router == "hash":
+        return kernel.HASH
+    if routing.router == "expert_choice":
+        return kernel.EXPERT_CHOICE
+    timed = block.topk_group < block.n_group or (routing.capacity_factor is not None and routing.drop == "priority")
+    return kernel.TIMED if timed else kernel.PLAIN
+
+
+def group_rule(block: MoeMlp) -> int:
+    """Score of a group: best expert (DeepSeek-V2, softmax) or the sum of the best two (DeepSeek-V3, sigmoid)."""
+    return kernel.GROUP_MAX if block.scoring == "softmax" else kernel.GROUP_TOP_TWO
+
 
 @lru_cache(maxsize=256)
-def selection_probabilities(n_experts: int, top_k: float, zipf_exponent: float) -> Array:
-    """Probability that a token selects each expert, most popular first, shape (n_experts,); sums to ``top_k``.
+def layer_choices(block: MoeMlp, routing: RoutingAssumption, layer: int) -> LayerChoices:
+    """The choices of layer ``layer`` (from 0, MoE layers only)."""
+    weights = popularity_weights(
+        routing.law, *_choices(block, routing), layer + 1, routing.seed, n_zero=_zero(block, routing)
+    )[layer]
+    return with_weights(block, routing, layer, weights)
 
-    Drawing without replacement in proportion to p is a race of exponential clocks of rate p that ends at the k-th
-    arrival; with the end at its typical time t, expert e is in with 1 - exp(-p t) (Rosen 1997, J. Stat. Plann.
-    Inference 62, 135).
 
-    Raises ValueError when ``top_k`` is not in (0, n_experts].
-    """
-    if not 0.0 < top_k <= n_experts:
-        raise ValueError(f"top_k {top_k} is not in (0, {n_experts}]")
-    weight = np.arange(1, n_experts + 1, dtype=np.float64) ** -zipf_exponent
-    if top_k == n_experts:
-        found = np.ones(n_experts)
-    elif zipf_exponent == 0.0:
-        found = np.full(n_experts, top_k / n_experts)
+def _choices(block: MoeMlp, routing: RoutingAssumption) -> tuple[int, int]:
+    """(number of weights a law is drawn for, of which a token takes)."""
+    return (routing.n_token_ids, 1) if routing.router == "hash" else (block.n_experts, block.top_k)
+
+
+def _zero(block: MoeMlp, routing: RoutingAssumption) -> int:
+    return block.n_zero_experts if routing.router == "top_k" else 0
+
+
+def with_weights(block: MoeMlp, routing: RoutingAssumption, layer: int, weights: Array) -> LayerChoices:
+    """The choices of a layer whose weights (n_choices,) are given, as under drift."""
+    method = _method(block, routing)
+    topics = topic_weights(weights, routing.correlation, routing.seed, layer)
+    tables = np.stack([kernel.alias_table(row) for row in topics])
+    hashed = np.zeros((1, block.top_k), np.int64)
+    if method == kernel.HASH:
+        hashed = hash_tables(routing.n_token_ids, block.n_experts, block.top_k, routing.seed, layer)
+        selected = np.zeros((len(topics), block.n_experts))
+        for row, topic in zip(selected, topics, strict=True):
+            np.add.at(row, hashed.ravel(), np.repeat(topic, block.top_k))
+    elif method == kernel.EXPERT_CHOICE:
+        share = min(1.0, block.top_k * (routing.capacity_factor or 1.0) / block.n_experts)
+        selected = np.full((len(topics), block.n_experts), share)
+    elif block.topk_group < block.n_group:
+        selected = np.stack([_sampled(block, routing, layer, row, t) for row, t in zip(topics, tables, strict=True)])
     else:
-        end = float(brentq(lambda log_t: float(-np.expm1(-weight * np.exp(log_t)).sum()) - top_k, -30.0, 200.0))
-        found = -np.expm1(-weight * np.exp(end))
-        found *= top_k / found.sum()
-    found.flags.writeable = False
-    return found
+        found = [kernel.inclusion_probabilities(row, block.top_k) for row in topics]
+        selected = np.stack(found)[:, : block.n_experts]
+    return LayerChoices(method, topics, tables, selected, hashed)
 
 
-def of_block(block: MoeMlp, zipf_exponent: float) -> Array:
-    """Selection probabilities of a block's real experts; identity experts take their share of the choices uniformly."""
-    real = block.top_k * block.n_experts / (block.n_experts + block.n_zero_experts)
-    return selection_probabilities(block.n_experts, real, zipf_exponent)
+def _sampled(
+    block: MoeMlp, routing: RoutingAssumption, layer: int, weights: Array, table: npt.NDArray[np.uint64]
+) -> Array:
+    """Selection probabilities (n_experts,) by routing tokens: group limits leave no closed form."""
+    if np.ptp(weights) <= 1e-12 * weights.max():
+        return np.full(block.n_experts, block.top_k / block.n_experts)
+    counts = np.zeros(block.n_experts, np.int64)
+    one = np.zeros(1, np.int64)
+    kernel.route(
+        routing.seed, 0, layer, _GROUPED_TOKENS, block.top_k, kernel.TIMED, table[None], weights[None], 1,
+        group_rule(block), block.n_group, block.topk_group, float(block.top_k), np.zeros((1, 1), np.int64),
+        block.n_experts, 0, False, np.arange(block.n_experts + 1), np.zeros(block.n_experts, np.int64), one, counts,
+        np.zeros(block.n_experts, np.int64), np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64),
+        np.zeros(kernel.N_SUMS, np.int64),
+    )  # fmt: skip
+    return np.asarray(counts / _GROUPED_TOKENS)
+
+
+def n_layers_averaged(routing: RoutingAssumption) -> int:
+    """Layers whose mean stands for all: one where they are alike."""
+    return 1 if routing.law.law == "uniform" and routing.router != "hash" else N_LAYERS_AVERAGED
+
+
+@lru_cache(maxsize=64)
+def of_block(block: MoeMlp, routing: RoutingAssumption) -> tuple[Array, ...]:
+    """Selection probabilities of the averaged layers, each (n_experts,)."""
+    return tuple(layer_choices(block, routing, i).selected.mean(axis=0) for i in range(n_layers_averaged(routing)))
 
 
 def expected_distinct(n_tokens: npt.ArrayLike, probabilities: Array) -> Array:
@@ -57,55 +200,120 @@ def expected_distinct(n_tokens: npt.ArrayLike, probabilities: Array) -> Array:
     return np.asarray(-np.expm1(np.multiply.outer(tokens, log_miss)).sum(axis=-1))
 
 
-def expected_max_load(n_tokens: npt.ArrayLike, probabilities: Array) -> Array:
-    """Tokens on the fullest expert, expected: the integral of 1 - prod_e F_e.
+def rank_loads(
+    block: MoeMlp, n_tokens: npt.ArrayLike, n_ranks: int, routing: RoutingAssumption, *, n_nodes: int = 1
+) -> RankLoads:
+    """Load of the busiest of ``n_ranks`` GPUs when ``n_tokens`` tokens meet in a layer; means over layers and steps.
 
-    F_e is normal with mean n p and variance n p (1 - p).
+    Raises ValueError when the experts and redundant copies do not divide over the ranks or nodes.
     """
     tokens = np.asarray(n_tokens, np.float64)
-    p, count = _grouped(probabilities)
-    mean = np.multiply.outer(tokens, p)
-    deviation = np.sqrt(np.maximum(mean * (1.0 - p), 1e-12))
-    top, spread = mean[..., 0], deviation.max(axis=-1)
-    steps = np.linspace(-1.0, 6.0, 29)  # the maximum is hardly below the largest mean
-    level = top[..., None] + steps * spread[..., None]
-    below = np.prod(ndtr((level[..., None] - mean[..., None, :]) / deviation[..., None, :]) ** count, axis=-1)
-    above = 1.0 - below
-    width = (steps[1] - steps[0]) * spread
-    found = level[..., 0] + width * (above.sum(axis=-1) - 0.5 * (above[..., 0] + above[..., -1]))
-    floor = np.maximum(np.minimum(tokens, 1.0), top)
-    return np.asarray(np.clip(found, floor, tokens))
+    flat = np.atleast_1d(tokens).ravel()
+    grid = flat
+    if flat.size > _N_GRID:
+        least = max(float(flat.min()), 1e-3)
+        grid = np.geomspace(least, max(float(flat.max()), least * 1.001), _N_GRID)
+    found = _rank_loads_at(block, tuple(grid.tolist()), n_ranks, routing, n_nodes)
+    if grid is not flat:
+        log_grid = np.log(grid)
+        at = np.log(np.maximum(flat, grid[0]))
+        found = np.stack([np.exp(np.interp(at, log_grid, np.log(np.maximum(row, _TINY)))) for row in found])
+    mean = flat * sum(float(p.sum()) for p in of_block(block, routing)) / n_layers_averaged(routing) / n_ranks
+    assignments, distinct, fullest, kept = (row.reshape(tokens.shape) for row in found)
+    mean = mean.reshape(tokens.shape)
+    offered = np.maximum(mean * n_ranks, 1e-300)
+    return RankLoads(assignments, distinct, fullest, mean, np.minimum(kept / offered, 1.0))
 
 
-def _grouped(probabilities: Array) -> tuple[Array, Array]:
-    """The most popular experts one by one, the others in groups of like popularity: (probability, size of group)."""
-    single = 16
-    if probabilities[0] == probabilities[-1]:
-        return probabilities[:1], np.array([float(probabilities.size)])
-    groups = np.array_split(probabilities[single:], 16) if probabilities.size > 2 * single else []
-    if not groups:
-        return probabilities, np.ones_like(probabilities)
-    p = np.concatenate([probabilities[:single], [group.mean() for group in groups]])
-    count = np.concatenate([np.ones(single), [float(group.size) for group in groups]])
-    return p, count
+@lru_cache(maxsize=4096)
+def _rank_loads_at(
+    block: MoeMlp, tokens: tuple[float, ...], n_ranks: int, routing: RoutingAssumption, n_nodes: int
+) -> Array:
+    """Rows of assignments, distinct, fullest expert and kept pairs at ``tokens``, shape (4, n_tokens); do not write."""
+    at = np.asarray(tokens)
+    n_layers = n_layers_averaged(routing)
+    total = np.zeros((4, at.size))
+    for layer in range(n_layers):
+        choices = layer_choices(block, routing, layer)
+        total += np.stack(_layer_loads(block, at, n_ranks, routing, n_nodes, choices))
+    return np.asarray(total / n_layers)
 
 
-def busiest_rank_assignments(n_tokens: npt.ArrayLike, probabilities: Array, n_ranks: int) -> Array:
-    """Token-expert pairs on the busiest of ``n_ranks`` ranks when experts are placed without knowing their popularity.
+def _layer_loads(
+    block: MoeMlp, tokens: Array, n_ranks: int, routing: RoutingAssumption, n_nodes: int, choices: LayerChoices
+) -> tuple[Array, Array, Array, Array]:
+    popular = choices.selected.mean(axis=0)
+    placed = place(
+        routing.placement, popular, n_ranks,
+        n_redundant=routing.n_redundant_experts, n_nodes=n_nodes, n_group=block.n_group,
+    )  # fmt: skip
+    kept = kept_pairs(tokens, popular, block, n_ranks, routing)
+    share = slot_share(placed, popular)  # (n_ranks, n_slots)
+    ratio = slot_share(placed, np.where(popular > 0.0, 1.0, 0.0))  # of the expert's tokens that come to this slot
+    kept_frac = kept / np.maximum(np.multiply.outer(tokens, popular), 1e-300)  # (T, n_experts)
+    mean = tokens[:, None, None] * share * kept_frac[:, placed]
+    variance = mean * (1.0 - share) if choices.method != kernel.EXPERT_CHOICE else np.zeros_like(mean)
+    topics = (choices.selected[:, placed] * ratio).sum(axis=2)  # (n_topics, n_ranks) pairs per token
+    bursty = max(routing.correlation.burst_tokens - 1, 0) * topics.var(axis=0)
+    whole = np.maximum(variance.sum(axis=(1, 2), keepdims=True), 1e-300)
+    by_rank = variance.sum(axis=2)
+    # tokens select a fixed number of experts: what one GPU has more the others have less
+    by_rank = by_rank * (1.0 - by_rank / whole[:, :, 0]) + np.outer(tokens, bursty)
+    assignments = expected_maxima(mean.sum(axis=2), np.sqrt(by_rank))
+    n_local, total = placed.shape[1], mean.sum(axis=(1, 2))
+    least = np.minimum(total, 1.0)  # some GPU has at least one pair
+    assignments = np.maximum(assignments, np.maximum(mean.sum(axis=2).max(axis=1), least))
+    assignments = np.minimum(assignments, np.minimum(total, np.maximum(tokens * n_local, least)))
+    hit = 1.0 - _miss(tokens, choices.selected[:, placed] * ratio, routing.correlation.burst_tokens)
+    touched = hit.sum(axis=2)
+    distinct = expected_maxima(touched, np.sqrt(np.maximum((hit * (1.0 - hit)).sum(axis=2), 0.0)))
+    distinct = np.clip(distinct, np.maximum(touched.max(axis=1), least), np.minimum(n_local, assignments))
+    flat, spread = mean.reshape(len(tokens), -1), variance.reshape(len(tokens), -1)
+    order = np.argsort(-share.ravel(), kind="stable")
+    fullest = expected_maxima(np.ascontiguousarray(flat[:, order]), np.ascontiguousarray(np.sqrt(spread[:, order])))
+    fullest = np.clip(fullest, np.maximum(least, flat.max(axis=1)), np.maximum(tokens, 1e-300))
+    if routing.capacity_factor is not None:
+        fullest = np.minimum(fullest, n_ranks * _capacity(tokens / n_ranks, block, routing.capacity_factor))
+    return assignments, distinct, np.minimum(fullest, assignments), kept.sum(axis=1)
 
-    Mean plus the expected maximum of ``n_ranks`` normals (Blom 1958) of the placement's and the tokens' variance; at
-    least what the rank with the most popular expert gets.
+
+def _miss(tokens: Array, probabilities: Array, burst: int) -> Array:
+    """Chance that no token comes to a slot, (T, n_ranks, n_slots); ``probabilities`` (n_topics, n_ranks, n_slots).
+
+    Tokens of a burst share the topic; bursts are independent.
     """
-    tokens = np.asarray(n_tokens, np.float64)
-    n_experts = probabilities.size
-    total = tokens * probabilities.sum()
-    if n_ranks == 1:
-        return np.asarray(total)
-    local = n_experts / n_ranks
-    placement = tokens**2 * local * (1.0 - local / n_experts) * probabilities.var() * n_experts / (n_experts - 1)
-    chance = tokens * (probabilities * (1.0 - probabilities)).sum() / n_ranks
-    high = float(ndtri((n_ranks - 0.375) / (n_ranks + 0.25)))
-    first = tokens * probabilities[0]
-    with_first = first + (total - first) * (local - 1.0) / (n_experts - 1)
-    found = np.maximum(total / n_ranks + high * np.sqrt(placement + chance), with_first)
-    return np.asarray(np.minimum(found, np.minimum(total, tokens * local)))
+    with np.errstate(divide="ignore"):
+        log_miss = np.log1p(-np.minimum(probabilities, 1.0))
+    run = np.minimum(float(burst), np.maximum(tokens, 1e-300))  # tokens that share a topic
+    of_run = np.exp(run[:, None, None, None] * log_miss).mean(axis=1)
+    return np.asarray(of_run ** (tokens / run)[:, None, None])
+
+
+def _capacity(n_tokens: Array, block: MoeMlp, factor: float) -> Array:
+    """Pairs one expert takes of one GPU's ``n_tokens``: ceil(factor x tokens x k / experts) (arXiv:2006.16668)."""
+    return np.asarray(np.ceil(factor * n_tokens * block.top_k / block.n_experts - 1e-9))
+
+
+def capacity_tokens(n_tokens: float, block: MoeMlp, factor: float) -> int:
+    """``_capacity`` of one count, at least 1."""
+    return max(1, int(_capacity(np.asarray(n_tokens), block, factor)))
+
+
+def kept_pairs(tokens: Array, selected: Array, block: MoeMlp, n_ranks: int, routing: RoutingAssumption) -> Array:
+    """Expected pairs each expert computes, shape (T, n_experts): all, or the mean of min(load, capacity).
+
+    Every GPU applies the capacity to its own tokens. With load N ~ Bin(n, p):
+    E min(N, C) = n p P(Bin(n - 1, p) <= C - 1) + C P(N > C), and P(Bin(n, p) <= c) = I_(1-p)(n - c, c + 1).
+    """
+    offered = np.multiply.outer(tokens, selected)
+    if routing.capacity_factor is None or routing.router == "expert_choice":
+        return np.asarray(offered)
+    own = tokens[:, None] / n_ranks
+    capacity = _capacity(own, block, routing.capacity_factor)
+
+    def at_most(n: Array, c: Array) -> Array:
+        inside = betainc(np.maximum(n - c, _TINY), np.maximum(c, 0.0) + 1.0, 1.0 - selected)
+        return np.where(n > c, np.where(c < 0.0, 0.0, inside), 1.0)
+
+    kept = own * selected * at_most(own - 1.0, capacity - 1.0) + capacity * (1.0 - at_most(own, capacity))
+    return np.asarray(np.clip(kept * n_ranks, 0.0, offered))

@@ -11,7 +11,7 @@ from moeplan import units
 from moeplan.files.yaml_tree import load_yaml
 from moeplan.provenance import Tier
 from moeplan.spec.model import ModelArchitecture
-from moeplan.spec.scenario import RoutingAssumption
+from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.uncertainty import LogError, ModelError
 from moeplan.spec.workload import Reliability
 

@@ -21,7 +21,8 @@ from moeplan.files.schema_walk import Loc, empty_values, problems_of, written
 from moeplan.files.yaml_tree import Node
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.model import ModelArchitecture
-from moeplan.spec.scenario import Comparison, Reference, RoutingAssumption, Scenario, Serving
+from moeplan.spec.routing import RoutingAssumption
+from moeplan.spec.scenario import Comparison, Reference, Scenario, Serving
 
 MAX_ATTEMPTS = 4  # rounds of setting faulty values aside
 

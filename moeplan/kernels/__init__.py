@@ -15,7 +15,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     arbitrary user id); the kernel is then compiled in every process.
     """
     try:
-        kept: Callable[..., Any] = numba.njit(cache=True)(function)
+        kept: Callable[..., Any] = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:
-        kept = numba.njit(function)
+        kept = numba.njit(nogil=True)(function)
     return kept

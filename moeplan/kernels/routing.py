@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from moeplan.kernels import compiled
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -36,7 +38,7 @@ _HALF = np.uint64(32)
 _ONE = np.uint64(1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mixed(word: np.uint64) -> np.uint64:
     """splitmix64's finaliser (Steele, Lea, Flood 2014)."""
     word = word + np.uint64(0x9E3779B97F4A7C15)
@@ -45,7 +47,7 @@ def mixed(word: np.uint64) -> np.uint64:
     return word ^ (word >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def stream(seed: int, step: int, layer: int, source: int) -> tuple[np.uint64, np.uint64]:
     """State of the generator that belongs to one step, layer and source."""
     key = mixed(mixed(mixed(mixed(np.uint64(seed)) ^ np.uint64(step)) ^ np.uint64(layer)) ^ np.uint64(source))
@@ -78,7 +80,7 @@ def _lookup(table, half):
     return x >> _HALF if (x & _LOW) < (packed >> _HALF) else packed & _LOW
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def alias_table(weights: Floats) -> Words:
     """Alias table (Walker 1977) of ``weights`` (n,): threshold of 32 bits and alias of each column in one word."""
     n = weights.size
@@ -157,7 +159,7 @@ def _choose_plain(table, weights, top_k, seen, stamp, everything, chosen, s0, s1
     return np.int64(found), s0, s1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def count_choices(
     seed: int, step: int, layer: int, source: int, n_tokens: int, top_k: int, table: Words, weights: Floats,
     counts: Ints,
@@ -281,7 +283,7 @@ def _choose_by_experts(needed, tokens_left, chosen, s0, s1):
     return found, s0, s1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def route(
     seed: int,
     step: int,
@@ -421,7 +423,7 @@ def route(
                         left -= bins[e, level]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def inclusion_probabilities(weights: Floats, top_k: int) -> Floats:
     """Probability that each expert is among the first ``top_k`` of a Plackett-Luce order, shape (n,); exact.
 

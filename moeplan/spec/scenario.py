@@ -12,16 +12,9 @@ from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.precision import Precision
 from moeplan.spec.prices import Money
+from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.uncertainty import ModelError
 from moeplan.spec.workload import Engine, Reliability, Slo, Traffic, TrainingWork
-
-
-@dataclass(frozen=True, slots=True)
-class RoutingAssumption:
-    """Expert popularity: Zipf exponent over experts, 0 = uniform."""
-
-    zipf_exponent: float
-    note: str
 
 
 @dataclass(frozen=True, slots=True)

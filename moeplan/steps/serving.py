@@ -208,22 +208,25 @@ class ServingStep:
     def _experts_s(self, block: MoeMlp, n_tokens: Array) -> Array:
         layout = self.layout
         tokens = n_tokens * layout.dp  # tokens of the whole replica meet in the experts
-        chosen = expert_routing.of_block(block, self.routing.zipf_exponent)
-        assignments = expert_routing.busiest_rank_assignments(tokens, chosen, layout.ep)
-        local = split(block.n_experts, layout.ep)
-        distinct = np.minimum(expert_routing.expected_distinct(tokens, chosen) * local / block.n_experts, assignments)
+        loads = expert_routing.rank_loads(block, tokens, layout.ep, self.routing, n_nodes=self._n_expert_nodes)
+        assignments = loads.assignments
         entering = np.minimum(tokens, assignments) if self._exchanges_by_all_to_all else tokens
         return self.ops.experts_s(
             entering,
             assignments=assignments,
-            distinct=distinct,
-            max_load=np.minimum(expert_routing.expected_max_load(tokens, chosen), assignments),
-            n_local_experts=local,
+            distinct=loads.distinct,
+            max_load=loads.max_load,
+            n_local_experts=split(block.n_experts + self.routing.n_redundant_experts, layout.ep),
             hidden_size=block.expert_hidden_size,
             intermediate_size=block.expert_intermediate_size / layout.expert_tp,
             n_matrices=block.n_matrices,
             fmt=self.precision.experts,
         )
+
+    @property
+    def _n_expert_nodes(self) -> int:
+        """Scale-up domains over which the experts of a replica spread."""
+        return max(1, self.layout.ep // self.hardware.n_gpus_scale_up)
 
     def _expert_exchange_s(self, block: MoeMlp, n_tokens: Array) -> Array:
         """Tokens of all data-parallel ranks to the experts and back; nothing where there is one rank."""
@@ -234,10 +237,9 @@ class ServingStep:
             gathered = n_tokens * layout.dp * width * ACTIVATION_BYTES
             local = max(1, self.hardware.n_gpus_scale_up // layout.tp)
             return 2 * self.ops.all_gather_s(gathered, layout.dp, min(layout.dp, local))
-        chosen = expert_routing.of_block(block, self.routing.zipf_exponent)
+        tokens = n_tokens * layout.dp
+        loads = expert_routing.rank_loads(block, tokens, layout.ep, self.routing, n_nodes=self._n_expert_nodes)
         mine = n_tokens / layout.tp
-        busiest = expert_routing.busiest_rank_assignments(n_tokens * layout.dp, chosen, layout.ep)
-        mean = n_tokens * layout.dp * chosen.sum() / layout.ep
         return self.ops.expert_exchange_s(
             mine,
             hidden_size=width,
@@ -245,7 +247,7 @@ class ServingStep:
             n_experts=block.n_experts,
             ep=layout.ep,
             dispatch_bytes=activation_bytes_per_value(FORMATS[self.precision.experts], self.hardware.device),
-            imbalance=busiest / mean,
+            imbalance=loads.assignments / loads.mean_assignments,
         )
 
     def _pipeline_s(self, n_tokens: Array) -> Array:

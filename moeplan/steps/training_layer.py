@@ -275,20 +275,18 @@ class TrainingBlocks:
         router = (Projection("router", hidden, block.n_experts + block.n_zero_experts),)
         self._gemms(found, "router", router, adapted=False, tokens=self.own_tokens)
 
-        chosen = expert_routing.of_block(block, self.routing.zipf_exponent)
         group_tokens = own * layout.ep * layout.etp
-        assignments = float(expert_routing.busiest_rank_assignments(group_tokens, chosen, layout.ep))
-        local = split(block.n_experts, layout.ep)
-        distinct = min(
-            float(expert_routing.expected_distinct(group_tokens, chosen)) * local / block.n_experts, assignments
-        )
+        nodes = max(1, layout.ep // self.hardware.n_gpus_scale_up)
+        loads = expert_routing.rank_loads(block, group_tokens, layout.ep, self.routing, n_nodes=nodes)
+        assignments = float(loads.assignments)
+        local = split(block.n_experts + self.routing.n_redundant_experts, layout.ep)
         forward = (
             float(
                 self.ops.experts_s(
                     min(group_tokens, assignments),
                     assignments=assignments,
-                    distinct=distinct,
-                    max_load=min(float(expert_routing.expected_max_load(group_tokens, chosen)), assignments),
+                    distinct=float(loads.distinct),
+                    max_load=float(loads.max_load),
                     n_local_experts=local,
                     hidden_size=block.expert_hidden_size,
                     intermediate_size=block.expert_intermediate_size / layout.etp,
@@ -305,10 +303,10 @@ class TrainingBlocks:
             pair = (block.expert_hidden_size, block.expert_intermediate_size / layout.etp)
             share = self.work.adapter.rank * sum(pair) / (pair[0] * pair[1])
             found.add("adapter", share * forward, 2.0 * share * forward)
-        self._expert_exchange(found, block, own, assignments, chosen)
+        self._expert_exchange(found, block, own, assignments, float(loads.mean_assignments))
 
     def _expert_exchange(
-        self, found: Pass, block: MoeMlp, own: float, assignments: float, chosen: expert_routing.Array
+        self, found: Pass, block: MoeMlp, own: float, assignments: float, mean: float
     ) -> None:
         layout = self.layout
         hidden_frac = self.work.overlap_comm_frac
@@ -316,7 +314,6 @@ class TrainingBlocks:
             if not self.work.cuda_graphs:
                 stall = routing_stall_s(split(block.n_experts, layout.ep), p=HOST_DEFAULTS)
                 found.add("host", stall / 2, stall / 2)
-            mean = own * layout.etp * float(chosen.sum())
             narrow = FORMATS[self.work.compute_format].bits < 16.0
             one_way = float(
                 self.ops.expert_exchange_s(
