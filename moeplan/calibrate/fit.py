@@ -14,7 +14,7 @@ from moeplan.spec.hardware import Hardware
 
 MAX_TRAIN_ROWS = 4000  # more rows move no parameter by a standard error; keeps a calibration to minutes
 MIN_TRAIN_ROWS = 40
-N_STARTS, SCOUT_ROWS = 4, 800
+N_STARTS, SCOUT_ROWS = 3, 800
 MIN_REGIME_ROWS = 30  # fewer rows give no usable quantile
 PRIOR_SPREAD = 1.0  # ln units: pulls a parameter the rows say nothing about to its start; one row's weight each
 LOSS_SCALE = 0.08  # ln units: residuals beyond about 8 % count linearly, not squared
@@ -60,8 +60,13 @@ def split_of(frame: pd.DataFrame, shape_columns: tuple[str, ...]) -> pd.Series:
 
     The part follows from a hash of the shape: rows of one shape always fall together, on every device and in every run.
     """
-    key = frame.loc[:, list(shape_columns)].astype(str).agg("|".join, axis=1)
-    bucket = pd.util.hash_array(key.to_numpy(dtype=object), categorize=False) % 10
+    # Distinct values are few: text is made of them, not of the rows.
+    columns = [frame[name].astype("category") for name in shape_columns]
+    key = np.full(len(frame), "", dtype=object)
+    for i, column in enumerate(columns):
+        texts = np.array([("|" if i else "") + str(value) for value in column.cat.categories], dtype=object)
+        key = key + texts[column.cat.codes.to_numpy()]
+    bucket = pd.util.hash_array(key, categorize=False) % 10
     return pd.Series(np.select([bucket < 2, bucket == 2], [TEST, INTERVAL], TRAIN), index=frame.index)
 
 
