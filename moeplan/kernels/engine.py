@@ -1,10 +1,10 @@
 """The serving engine's iteration loop: continuous batching with paged KV on all replicas of a pool.
 
 One replica is a group of ranks in lockstep (attention data-parallel ranks, and pipeline lanes); each rank has its own
-waiting queue, running set and KV blocks, and an iteration lasts as long as the slowest rank's. The policy is vLLM V1's:
-running sequences decode first, then the token budget goes to prompts in order of arrival, and when no KV block is
-left the youngest sequence is preempted and later recomputed. docs/method/serving.md states what is exact and what is
-approximated.
+waiting queue, running set and KV blocks, and an iteration lasts as long as the slowest rank's. `Limits` holds the
+policies of vLLM, SGLang and TensorRT-LLM: who goes first, what is kept free for tokens still to come, when new requests
+are looked at. When no KV block is left the youngest sequence is preempted and later recomputed. docs/method/serving.md
+states what is exact and what is approximated.
 
 No work is done per sequence and iteration. A decoding sequence ends when its rank's iteration counter reaches a number
 known when it joins (a heap holds them), needs a KV block whenever the counter has one residue modulo the block size
@@ -54,12 +54,16 @@ RANK = np.dtype(
         ("queue_tail", "i8"),
         ("n_waiting", "i8"),
         ("n_decoding", "i8"),
+        ("n_emitting", "i8"),  # sequences that get a token in this iteration: n_decoding, or 0 while prompts go first
         ("n_admitted", "i8"),  # so far, again after a preemption
         ("n_joining", "i8"),  # prompts that end in this iteration
         ("prefilling", "i8"),  # request whose prompt is partly done, or -1: there is at most one, the youngest
         ("prefilled", "i8"),  # its tokens done
         ("context_sum", "i8"),  # cached tokens of all decoding sequences
         ("free_blocks", "i8"),
+        ("committed_blocks", "i8"),  # of all admitted requests once their last token is cached
+        ("reserve_since", "i8"),  # iteration counter at which the share kept for outputs began to fall
+        ("n_waited", "i8"),  # iterations for which prompts have been held back
         # Decode run: times of an unchanging batch, attention at the ends of the context cell it is in.
         ("linear_s", "f8"),
         ("head_s", "f8"),
@@ -82,6 +86,8 @@ REPLICA = np.dtype(
         ("previous_s", "f8"),  # start of the last one
         ("busy_s", "f8"),
         ("n_iterations", "i8"),
+        ("received_s", "f8"),  # requests ready by then have been looked at
+        ("n_unreceived", "i8"),  # iterations since
     ]
 )
 
@@ -118,6 +124,14 @@ class Limits(NamedTuple):
     least_loaded: bool  # else round robin over replicas, then over their ranks
     closed_loop: bool
     request_overhead_s: float
+    prefill_first: bool  # an iteration with prompts has no decoding sequences
+    reserves_output: bool  # a request is admitted with the blocks of its whole output, and a share of the others'
+    reserve_start_frac: float  # that share after a start or a preemption
+    reserve_end_frac: float
+    reserve_steps: float  # iterations over which it falls from the one to the other, linearly
+    receive_iterations: int  # new requests are looked at every so many decode iterations, after prompts, and when idle
+    wait_iterations: int  # prompts are held back for so many iterations while others decode ...
+    wait_tokens: float  # ... unless the iteration has so many tokens
 
 
 class Seats(NamedTuple):
@@ -239,7 +253,8 @@ def _preempt_youngest(limits, requests, ranks, seats, rank):
         held = _cached_tokens(requests, ranks, rank, request)
         _leave_batch(limits, ranks, seats, rank, held)
         requests[request].generated += ranks[rank].iteration - requests[request].joined
-    ranks[rank].free_blocks += _blocks(held, limits.block_tokens)
+    _give_back(limits, requests, ranks, rank, request, held)
+    ranks[rank].reserve_since = ranks[rank].iteration
     ranks[rank].n_preemptions += 1
     requests[request].next_waiting = ranks[rank].queue_head
     if ranks[rank].queue_head < 0:
@@ -257,48 +272,137 @@ def _leave_batch(limits, ranks, seats, rank, held):
 
 
 @njit
+def _give_back(limits, requests, ranks, rank, request, held):
+    ranks[rank].free_blocks += _blocks(held, limits.block_tokens)
+    ranks[rank].committed_blocks -= _final_blocks(limits, requests, request)
+
+
+@njit
+def _final_blocks(limits, requests, request):
+    """Blocks of a request before its last token."""
+    return _blocks(requests[request].input_tokens + requests[request].output_tokens - 1, limits.block_tokens)
+
+
+@njit
+def _fits(limits, requests, ranks, rank, request, fresh_blocks):
+    """Whether a request may be admitted. ``fresh_blocks``: for outputs of those admitted in this iteration."""
+    free = ranks[rank].free_blocks
+    if not limits.reserves_output:
+        tokens = requests[request].input_tokens + requests[request].generated
+        return _blocks(tokens, limits.block_tokens) <= free
+    to_come = ranks[rank].committed_blocks - (limits.n_blocks - free)
+    share = _reserve_frac(limits, ranks, rank)
+    kept = share * (to_come - fresh_blocks) + fresh_blocks
+    return _final_blocks(limits, requests, request) <= free - kept
+
+
+@njit
+def _reserve_frac(limits, ranks, rank):
+    fallen = (ranks[rank].iteration - ranks[rank].reserve_since) / limits.reserve_steps
+    start = limits.reserve_start_frac
+    return start + min(fallen, 1.0) * (limits.reserve_end_frac - start)
+
+
+@njit
 def _compose(table, limits, requests, ranks, seats, rank, now_s, cutoff_s):
     """Composes a rank's next iteration from requests ready by ``cutoff_s``. Returns its time [s], 0 when idle."""
-    residue = ranks[rank].iteration % limits.block_tokens
+    prefill_tokens = 0
+    attention_s = 0.0
+    if limits.prefill_first:
+        budget = limits.max_num_batched_tokens
+        prefill_tokens, attention_s = _take_prompts(
+            table, limits, requests, ranks, seats, rank, now_s, cutoff_s, budget, True
+        )
     preempted = False
-    while seats.block_residue[rank, residue] > ranks[rank].free_blocks:
-        _preempt_youngest(limits, requests, ranks, seats, rank)
-        preempted = True
-    ranks[rank].free_blocks -= seats.block_residue[rank, residue]
+    ranks[rank].n_emitting = 0
+    if prefill_tokens == 0:
+        residue = ranks[rank].iteration % limits.block_tokens
+        while seats.block_residue[rank, residue] > ranks[rank].free_blocks:
+            _preempt_youngest(limits, requests, ranks, seats, rank)
+            preempted = True
+        ranks[rank].free_blocks -= seats.block_residue[rank, residue]
+        ranks[rank].n_emitting = ranks[rank].n_decoding
+    n_emitting = ranks[rank].n_emitting
+    if not limits.prefill_first:
+        admits = not preempted and not _holds_back(limits, requests, ranks, rank, cutoff_s)
+        budget = limits.max_num_batched_tokens - n_emitting
+        prefill_tokens, attention_s = _take_prompts(
+            table, limits, requests, ranks, seats, rank, now_s, cutoff_s, budget, admits
+        )
+    ranks[rank].prefill_tokens += prefill_tokens
+    used = limits.n_blocks - ranks[rank].free_blocks
+    ranks[rank].peak_blocks = max(ranks[rank].peak_blocks, used)
+    if n_emitting > 0:
+        attention_s += _interpolate2(
+            table.decode_batch_grid,
+            table.decode_context_grid,
+            table.decode_attention_time_s,
+            float(n_emitting),
+            ranks[rank].context_sum / n_emitting,
+        )
+    n_tokens = n_emitting + prefill_tokens
+    if n_tokens == 0:
+        return 0.0
+    return _iteration_time_s(table, n_tokens, n_emitting + ranks[rank].n_joining, attention_s)
 
-    n_decoding = ranks[rank].n_decoding
-    budget = limits.max_num_batched_tokens - n_decoding
+
+@njit
+def _ready(limits, requests, request, cutoff_s):
+    return request >= 0 and requests[request].arrival_s + limits.request_overhead_s <= cutoff_s
+
+
+@njit
+def _holds_back(limits, requests, ranks, rank, cutoff_s):
+    """Whether prompts wait for company (TensorRT-LLM's batch waiting); counts the iterations they do."""
+    request = ranks[rank].queue_head
+    n_seqs = ranks[rank].n_decoding
+    if limits.wait_iterations == 0 or n_seqs == 0 or ranks[rank].prefilling >= 0:
+        return False
+    if not _ready(limits, requests, request, cutoff_s) or not _fits(limits, requests, ranks, rank, request, np.int64(0)):
+        return False
+    n_tokens = n_seqs
+    while _ready(limits, requests, request, cutoff_s) and n_seqs < limits.max_num_seqs:
+        n_tokens += requests[request].input_tokens + requests[request].generated
+        n_seqs += 1
+        request = requests[request].next_waiting
+    if n_tokens >= limits.wait_tokens or ranks[rank].n_waited >= limits.wait_iterations:
+        ranks[rank].n_waited = 0
+        return False
+    ranks[rank].n_waited += 1
+    return True
+
+
+@njit
+def _take_prompts(table, limits, requests, ranks, seats, rank, now_s, cutoff_s, budget, admits):
+    """Spends a token budget on prompts in order. Returns their tokens and attention time [s]."""
+    full_budget = limits.max_num_batched_tokens
     prefill_tokens = 0
     attention_s = 0.0
     n_joining = 0
+    fresh_blocks = np.int64(0)
     while budget > 0:
         request = ranks[rank].prefilling
         done = ranks[rank].prefilled
         if request < 0:
             request = ranks[rank].queue_head
             done = 0
-            if preempted or request < 0 or n_decoding + n_joining >= limits.max_num_seqs:
+            if not admits or ranks[rank].n_decoding + n_joining >= limits.max_num_seqs:
                 break
-            if requests[request].arrival_s + limits.request_overhead_s > cutoff_s:
+            if not _ready(limits, requests, request, cutoff_s):
                 break
         tokens = requests[request].input_tokens + requests[request].generated
         chunk = min(tokens - done, budget)
         if ranks[rank].prefilling < 0:
-            blocks = _blocks(tokens, limits.block_tokens)
-            if blocks > ranks[rank].free_blocks:
+            if not _fits(limits, requests, ranks, rank, request, fresh_blocks):
                 break
             if not limits.chunked_prefill and chunk < tokens:
                 # A prompt longer than the whole budget can never fit: it goes alone.
-                if prefill_tokens > 0 or tokens <= limits.max_num_batched_tokens:
+                if prefill_tokens > 0 or tokens <= full_budget:
                     break
                 chunk = tokens
-            ranks[rank].free_blocks -= blocks
-            ranks[rank].queue_head = requests[request].next_waiting
-            ranks[rank].n_waiting -= 1
-            requests[request].admission = ranks[rank].n_admitted
-            ranks[rank].n_admitted += 1
-            if np.isnan(requests[request].scheduled_s):
-                requests[request].scheduled_s = now_s
+            blocks = _blocks(tokens, limits.block_tokens)
+            fresh_blocks += _final_blocks(limits, requests, request) - blocks
+            _admit(limits, requests, ranks, rank, request, blocks, now_s)
         attention_s += _interpolate2(
             table.prefill_query_grid,
             table.prefill_context_grid,
@@ -316,22 +420,20 @@ def _compose(table, limits, requests, ranks, seats, rank, now_s, cutoff_s):
             seats.joining[rank, n_joining] = request
             n_joining += 1
     ranks[rank].n_joining = n_joining
+    return prefill_tokens, attention_s
 
-    ranks[rank].prefill_tokens += prefill_tokens
-    used = limits.n_blocks - ranks[rank].free_blocks
-    ranks[rank].peak_blocks = max(ranks[rank].peak_blocks, used)
-    if n_decoding > 0:
-        attention_s += _interpolate2(
-            table.decode_batch_grid,
-            table.decode_context_grid,
-            table.decode_attention_time_s,
-            float(n_decoding),
-            ranks[rank].context_sum / n_decoding,
-        )
-    n_tokens = n_decoding + prefill_tokens
-    if n_tokens == 0:
-        return 0.0
-    return _iteration_time_s(table, n_tokens, n_decoding + n_joining, attention_s)
+
+@njit
+def _admit(limits, requests, ranks, rank, request, blocks, now_s):
+    """Takes the head of the queue."""
+    ranks[rank].free_blocks -= blocks
+    ranks[rank].committed_blocks += _final_blocks(limits, requests, request)
+    ranks[rank].queue_head = requests[request].next_waiting
+    ranks[rank].n_waiting -= 1
+    requests[request].admission = ranks[rank].n_admitted
+    ranks[rank].n_admitted += 1
+    if np.isnan(requests[request].scheduled_s):
+        requests[request].scheduled_s = now_s
 
 
 @njit
@@ -357,10 +459,11 @@ def _end_request(limits, requests, pool, request, outcome, end_s):
 @njit
 def _complete(limits, requests, ranks, seats, pool, rank, end_s):
     """Ends a rank's iteration: every decoding sequence has one more token, finished ones leave, prompts done join."""
-    n_decoding = ranks[rank].n_decoding
-    ranks[rank].decode_tokens += n_decoding
-    ranks[rank].context_sum += n_decoding
-    ranks[rank].iteration += 1
+    n_emitting = ranks[rank].n_emitting
+    ranks[rank].decode_tokens += n_emitting
+    ranks[rank].context_sum += n_emitting
+    if n_emitting == ranks[rank].n_decoding:  # else decoding pauses, and so does its counter
+        ranks[rank].iteration += 1
     now = ranks[rank].iteration
     keys = seats.end_iteration[rank]
     items = seats.end_request[rank]
@@ -369,7 +472,7 @@ def _complete(limits, requests, ranks, seats, pool, rank, end_s):
         _heap_remove(keys, items, ranks[rank].n_decoding, np.int64(0))
         held = _cached_tokens(requests, ranks, rank, request)
         _leave_batch(limits, ranks, seats, rank, held)
-        ranks[rank].free_blocks += _blocks(held, limits.block_tokens)
+        _give_back(limits, requests, ranks, rank, request, held)
         _end_request(limits, requests, pool, request, np.int64(COMPLETED), end_s)
     for i in range(ranks[rank].n_joining):
         request = seats.joining[rank, i]
@@ -379,7 +482,7 @@ def _complete(limits, requests, ranks, seats, pool, rank, end_s):
             requests[request].first_token_s = end_s
         left = requests[request].output_tokens - requests[request].generated
         if left == 0:
-            ranks[rank].free_blocks += _blocks(held, limits.block_tokens)
+            _give_back(limits, requests, ranks, rank, request, held)
             _end_request(limits, requests, pool, request, np.int64(COMPLETED), end_s)
         else:
             requests[request].joined = now
@@ -400,9 +503,11 @@ def _only_decodes(limits, requests, ranks, seats, first, last):
         n_decoding = ranks[rank].n_decoding
         head = ranks[rank].queue_head
         if head >= 0 and n_decoding < limits.max_num_seqs:
-            # Free blocks only shrink while nobody ends, so a prompt that does not fit now will not fit later.
-            tokens = requests[head].input_tokens + requests[head].generated
-            if _blocks(tokens, limits.block_tokens) <= ranks[rank].free_blocks:
+            # While nobody ends free blocks shrink, and no faster what is kept of them: a prompt that does not fit now
+            # will not fit later, unless the share kept still falls.
+            if _fits(limits, requests, ranks, rank, head, np.int64(0)):
+                return 0
+            if limits.reserves_output and _reserve_frac(limits, ranks, rank) > limits.reserve_end_frac:
                 return 0
         if n_decoding > 0:
             steps = min(steps, np.int64(seats.end_iteration[rank, 0]) - ranks[rank].iteration)
@@ -450,6 +555,9 @@ def _decode_run(table, limits, ranks, seats, pool, replica, steps, limit_s):
             ranks[rank].free_blocks -= seats.block_residue[rank, ranks[rank].iteration % limits.block_tokens]
             ranks[rank].context_sum += ranks[rank].n_decoding
             ranks[rank].iteration += 1
+        if limits.receive_iterations > 1:
+            _receive(limits, pool, replica, start_s if limits.lookahead else clock_s)
+            pool.replicas[replica].n_unreceived += 1
         start_s = clock_s
         clock_s += step_s
         done += 1
@@ -499,6 +607,15 @@ def _busy(limits, ranks, replica):
 
 
 @njit
+def _receive(limits, pool, replica, cutoff_s):
+    """Looks at new requests when it is time to. Returns the time by which those that may be scheduled were ready."""
+    if pool.replicas[replica].n_unreceived >= limits.receive_iterations:
+        pool.replicas[replica].received_s = cutoff_s
+        pool.replicas[replica].n_unreceived = 0
+    return pool.replicas[replica].received_s
+
+
+@njit
 def _advance(table, limits, requests, ranks, seats, pool, replica, limit_s):
     """Runs a replica's iterations that start before ``limit_s``; with closed-loop users, only until a request ends."""
     first = replica * limits.ranks_per_replica
@@ -512,11 +629,19 @@ def _advance(table, limits, requests, ranks, seats, pool, replica, limit_s):
                 return
         start_s = pool.replicas[replica].clock_s
         cutoff_s = start_s
-        if limits.lookahead and _running(limits, ranks, replica):
+        running = _running(limits, ranks, replica)
+        if limits.lookahead and running:
             cutoff_s = pool.replicas[replica].previous_s
+        if limits.receive_iterations > 1:
+            if not running:
+                pool.replicas[replica].n_unreceived = limits.receive_iterations
+            cutoff_s = _receive(limits, pool, replica, cutoff_s)
         step_s = 0.0
+        has_prompts = False
         for rank in range(first, last):
             step_s = max(step_s, _compose(table, limits, requests, ranks, seats, rank, start_s, cutoff_s))
+            has_prompts = has_prompts or ranks[rank].n_joining > 0 or ranks[rank].prefilling >= 0
+        pool.replicas[replica].n_unreceived += limits.receive_iterations if has_prompts else 1
         end_s = start_s + step_s
         for rank in range(first, last):
             n_running = ranks[rank].n_decoding + ranks[rank].n_joining + (ranks[rank].prefilling >= 0)
@@ -568,6 +693,8 @@ def _dispatch(limits, requests, ranks, pool, rank, request, ready_s):
     if not _busy(limits, ranks, replica):
         pool.replicas[replica].clock_s = max(pool.replicas[replica].clock_s, ready_s)
         pool.replicas[replica].previous_s = pool.replicas[replica].clock_s
+        for i in range(replica * limits.ranks_per_replica, (replica + 1) * limits.ranks_per_replica):
+            ranks[i].reserve_since = ranks[i].iteration
     pool.counters[N_DISPATCHED] += 1
     requests[request].rank = rank
     requests[request].next_waiting = -1

@@ -127,6 +127,14 @@ def _limits(
         least_loaded=dispatch == "least_loaded",
         closed_loop=False,
         request_overhead_s=float(engine.request_overhead_s),
+        prefill_first=bool(engine.prefill_first),
+        reserves_output=engine.output_reserve_frac is not None,
+        reserve_start_frac=float(engine.output_reserve_frac or 0.0),
+        reserve_end_frac=float(engine.output_reserve_end_frac),
+        reserve_steps=float(engine.output_reserve_iterations),
+        receive_iterations=int(engine.receive_iterations),
+        wait_iterations=int(engine.batch_wait_iterations),
+        wait_tokens=engine.batch_wait_tokens_frac * engine.max_num_batched_tokens,
     )
 
 

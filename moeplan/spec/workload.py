@@ -74,6 +74,15 @@ class Engine:
     cuda_graph_max_tokens: int
     eager_layer_s: float = 0.0  # host time per layer of an iteration outside captured graphs
     async_scheduling: bool = False  # an iteration is composed while the one before it runs
+    prefill_first: bool = False  # prompts pause decoding instead of joining its iterations
+    # Share of the KV blocks that outputs of running requests still need, kept free when another is admitted (with its
+    # own output whole); it falls from the first to the second over so many iterations. None: nothing is kept.
+    output_reserve_frac: float | None = None
+    output_reserve_end_frac: float = 0.0
+    output_reserve_iterations: int = 1
+    receive_iterations: int = 1  # decode iterations between looks at new requests
+    batch_wait_iterations: int = 0  # prompts wait so long for company while others decode ...
+    batch_wait_tokens_frac: float = 0.0  # ... unless the iteration has this share of max_num_batched_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,9 @@ class Request:
 @dataclass
 class Rank:
     free_blocks: int
+    iteration: int = 0  # decode iterations
+    reserve_since: int = 0
+    waited: int = 0
     waiting: list[Request] = field(default_factory=list)
     running: list[Request] = field(default_factory=list)  # in order of admission
 
@@ -72,6 +75,8 @@ class Twin:
         self.ranks = [Rank(limits.n_blocks) for _ in range(n_ranks)]
         self.clock_s = [0.0] * n_replicas
         self.previous_s = [0.0] * n_replicas
+        self.received_s = [0.0] * n_replicas
+        self.unreceived = [0] * n_replicas
         self.requests = [
             Request(i, float(a), int(p), int(o)) for i, (a, p, o) in enumerate(zip(arrival_s, n_in, n_out, strict=True))
         ]
@@ -128,6 +133,8 @@ class Twin:
         replica = chosen // per_replica
         if not self.busy(replica):
             self.clock_s[replica] = self.previous_s[replica] = max(self.clock_s[replica], ready_s)
+            for rank in self.ranks_of(replica):
+                rank.reserve_since = rank.iteration
         request.rank = chosen
         self.ranks[chosen].waiting.append(request)
         return None
@@ -140,8 +147,14 @@ class Twin:
     def iterate(self, replica):
         start_s = self.clock_s[replica]
         cutoff_s = start_s
-        if self.limits.lookahead and any(rank.running for rank in self.ranks_of(replica)):
+        running = any(rank.running for rank in self.ranks_of(replica))
+        if self.limits.lookahead and running:
             cutoff_s = self.previous_s[replica]
+        if self.limits.receive_iterations > 1:
+            if not running or self.unreceived[replica] >= self.limits.receive_iterations:
+                self.received_s[replica] = cutoff_s
+                self.unreceived[replica] = 0
+            cutoff_s = self.received_s[replica]
         plans = [self.schedule(rank, start_s, cutoff_s) for rank in self.ranks_of(replica)]
         end_s = start_s + max(self.time_s(rank, plan) for rank, plan in zip(self.ranks_of(replica), plans, strict=True))
         self.iterations.append(
@@ -156,7 +169,11 @@ class Twin:
                 sum(self.limits.n_blocks - rank.free_blocks for rank in self.ranks_of(replica)),
             )
         )
+        has_prompts = any(prefill for _, prefill in plans)
+        self.unreceived[replica] += self.limits.receive_iterations if has_prompts else 1
         for rank, (decode, prefill) in zip(self.ranks_of(replica), plans, strict=True):
+            if decode or not any(self.decodes(request) for request in rank.running):
+                rank.iteration += 1
             for request, tokens in [(request, 1) for request in decode] + prefill:
                 request.computed += tokens
                 if request.computed >= request.prompt:
@@ -174,15 +191,30 @@ class Twin:
         victim = rank.running.pop()
         rank.free_blocks += victim.blocks
         victim.blocks = victim.computed = 0
+        rank.reserve_since = rank.iteration
         rank.waiting.insert(0, victim)
+
+    @staticmethod
+    def decodes(request):
+        return request.blocks > 0 and request.computed >= request.prompt
 
     def schedule(self, rank, now_s, cutoff_s):
         """Decoding requests, and (request, tokens) of prompts, of the rank's next iteration."""
+        budget = self.limits.max_num_batched_tokens
+        if self.limits.prefill_first:
+            prefill = self.prompts(rank, now_s, cutoff_s, budget, True)
+            return ([], prefill) if prefill else (self.decoding(rank)[0], [])
+        decode, preempted = self.decoding(rank)
+        admits = not preempted and not self.holds_back(rank, len(decode), cutoff_s)
+        return decode, self.prompts(rank, now_s, cutoff_s, budget - len(decode), admits)
+
+    def decoding(self, rank):
+        """Decoding requests with a block for their next token, and whether others were preempted for that."""
         size = self.limits.block_tokens
         preempted = False
         decode = []
         for request in list(rank.running):
-            if request.computed < request.prompt:
+            if not self.decodes(request):
                 continue
             while request in rank.running and blocks_of(request.computed + 1, size) > request.blocks:
                 if rank.free_blocks > 0:
@@ -193,20 +225,52 @@ class Twin:
                     preempted = True
             if request in rank.running:
                 decode.append(request)
-        decode = [request for request in decode if request in rank.running]
-        budget = self.limits.max_num_batched_tokens - len(decode)
-        prefill = []
+        return [request for request in decode if request in rank.running], preempted
+
+    def ready(self, request, cutoff_s):
+        return request.arrival_s + self.limits.request_overhead_s <= cutoff_s
+
+    def final_blocks(self, request):
+        return blocks_of(request.n_in + request.n_out - 1, self.limits.block_tokens)
+
+    def fits(self, rank, request, fresh):
+        """Whether a request may be admitted; ``fresh`` were in this iteration."""
+        limits = self.limits
+        if not limits.reserves_output:
+            return blocks_of(request.n_in + request.generated, limits.block_tokens) <= rank.free_blocks
+        share = min((rank.iteration - rank.reserve_since) / limits.reserve_steps, 1.0)
+        share = limits.reserve_start_frac + share * (limits.reserve_end_frac - limits.reserve_start_frac)
+        to_come = sum(self.final_blocks(r) - r.blocks for r in rank.running)
+        new = sum(self.final_blocks(r) - r.blocks for r in fresh)
+        return self.final_blocks(request) <= rank.free_blocks - (share * (to_come - new) + new)
+
+    def holds_back(self, rank, n_decode, cutoff_s):
+        limits = self.limits
+        if limits.wait_iterations == 0 or n_decode == 0 or n_decode < len(rank.running):
+            return False
+        queue = [request for request in rank.waiting if self.ready(request, cutoff_s)]
+        if not queue or not self.fits(rank, queue[0], []):
+            return False
+        queue = queue[: limits.max_num_seqs - n_decode]
+        n_tokens = n_decode + sum(request.n_in + request.generated for request in queue)
+        if n_tokens >= limits.wait_tokens or rank.waited >= limits.wait_iterations:
+            rank.waited = 0
+            return False
+        rank.waited += 1
+        return True
+
+    def prompts(self, rank, now_s, cutoff_s, budget, admits):
+        size = self.limits.block_tokens
+        prefill, fresh = [], []
         for request in rank.running:
-            if request not in decode:
+            if not self.decodes(request):
                 chunk = min(budget, request.prompt - request.computed)
                 prefill.append((request, chunk))
                 budget -= chunk
-        while rank.waiting and budget > 0 and not preempted and len(rank.running) < self.limits.max_num_seqs:
+        while rank.waiting and budget > 0 and admits and len(rank.running) < self.limits.max_num_seqs:
             request = rank.waiting[0]
             tokens = request.n_in + request.generated
-            if request.arrival_s + self.limits.request_overhead_s > cutoff_s:
-                break
-            if blocks_of(tokens, size) > rank.free_blocks:
+            if not self.ready(request, cutoff_s) or not self.fits(rank, request, fresh):
                 break
             chunk = min(tokens, budget)
             if not self.limits.chunked_prefill and chunk < tokens:
@@ -218,11 +282,12 @@ class Twin:
             request.prompt = tokens
             request.blocks = blocks_of(tokens, size)
             rank.free_blocks -= request.blocks
+            fresh.append(request)
             if math.isnan(request.scheduled_s):
                 request.scheduled_s = now_s
             prefill.append((request, chunk))
             budget -= chunk
-        return decode, prefill
+        return prefill
 
     def time_s(self, rank, plan):
         decode, prefill = plan

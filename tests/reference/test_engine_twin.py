@@ -63,6 +63,14 @@ def cases(draw):
         least_loaded=draw(st.booleans()),
         closed_loop=closed,
         request_overhead_s=draw(st.sampled_from([0.0, 7.7e-4])),
+        prefill_first=draw(st.booleans()),
+        reserves_output=draw(st.booleans()),
+        reserve_start_frac=draw(st.sampled_from([1.0, 0.7])),
+        reserve_end_frac=draw(st.sampled_from([1.0, 0.7, 0.098])),
+        reserve_steps=draw(st.sampled_from([1.0, 30.0])),
+        receive_iterations=draw(st.sampled_from([1, 1, 5])),
+        wait_iterations=draw(st.sampled_from([0, 0, 4])),
+        wait_tokens=draw(st.sampled_from([12.5, 1000.0])),
     )
     lengths = st.lists(st.integers(0, 40), min_size=n, max_size=n)
     gaps_s = draw(st.lists(st.sampled_from([0.0, 1.3e-3, 1.71e-2, 0.153]), min_size=n, max_size=n))
