@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moeplan.calibrate.fit import TRAIN, accuracy, bounds_of, split_of
+from moeplan.calibrate.fit import accuracy, bounds_of
 from moeplan.calibrate.tables import Cut, Group
 from moeplan.costs.parameters import lookup
 from moeplan.spec.hardware import Hardware
@@ -40,19 +40,10 @@ class Unanswered:
     n: int
 
 
-def judge_cut(
-    table_name: str, cut: Cut, hardware: Hardware, metric: str, *, held_out_only: bool
-) -> tuple[list[Judged], list[Unanswered]]:
-    """Predict the rows of one op table. ``held_out_only`` leaves the shapes out that fits are trained on."""
-    judged: list[Judged] = []
+def judge_cut(table_name: str, cut: Cut, hardware: Hardware, metric: str) -> tuple[list[Judged], list[Unanswered]]:
+    """Predict the rows of one op table."""
     missing = [Unanswered(metric, table_name, why, n) for why, n in cut.left_out.items()]
-    for group in cut.groups:
-        if held_out_only:
-            keep = split_of(group.frame, group.model.shape_columns) != TRAIN
-            group = Group(group.model, group.place, group.engine, group.fmt, group.frame[keep], group.regime[keep])
-        if not group.frame.empty:
-            judged += _judge_group(group, hardware, metric)
-    return judged, missing
+    return [one for group in cut.groups for one in _judge_group(group, hardware, metric)], missing
 
 
 def predict(group: Group, hardware: Hardware) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

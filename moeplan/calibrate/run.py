@@ -135,21 +135,29 @@ def write(found: Calibration, out: Path, today: str) -> list[Path]:
 
 def transfer(found: Calibration, hardware: Mapping[str, Hardware]) -> list[Loan]:
     """Leave-one-device-out errors of the fits just made."""
-    rule = Transfer(donors={name: list(donors) for name, donors in DONORS.items()}, residuals={})
+    rule = Transfer(
+        donors={name: list(donors) for name, donors in DONORS.items()},
+        architectures={name: one.device.architecture for name, one in hardware.items()},
+        residuals={},
+    )
     return leave_one_out(found.samples, hardware, _fits(found), rule)
 
 
-def write_transfer(path: Path, found: Sequence[Loan], old: Transfer | None) -> None:
+def write_transfer(path: Path, found: Sequence[Loan], hardware: Mapping[str, Hardware], old: Transfer | None) -> None:
     """Write the rule and its errors; operations this run did not see keep theirs."""
     errors = {op: {k: list(v) for k, v in pair.items()} for op, pair in (old.residuals if old else {}).items()}
     for op, pair in residuals(found).items():
         errors[op] = {name: [_rounded(x) for x in triple] for name, triple in pair.items()}
     lodo: dict[str, Any] = {}
     for loan in found:
-        name = "near" if loan.near else "far"
+        name = "by_rule" if loan.by_rule else "median_of_all"
         lodo.setdefault(loan.op, {}).setdefault(name, {})[loan.hardware] = _rounded(loan.accuracy.mdape_frac)
     document = {
         "donors": {name: list(donors) for name, donors in DONORS.items()},
+        "architectures": {
+            **(old.architectures if old else {}),
+            **{name: one.device.architecture for name, one in sorted(hardware.items())},
+        },
         "residuals": errors,
         "lodo_mdape": lodo,
     }

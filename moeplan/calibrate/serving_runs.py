@@ -12,7 +12,8 @@ import numpy as np
 
 from moeplan import metrics
 from moeplan.errors import InputError
-from moeplan.files.engine_defaults import default_engine
+from moeplan.calibrate.published_settings import published_settings
+from moeplan.files.engine_defaults import ENGINE_FIELDS, default_engine
 from moeplan.files.hardware_catalog import load_hardware
 from moeplan.files.measured_runs import text_of
 from moeplan.files.model_catalog import load_model
@@ -30,8 +31,9 @@ from moeplan.spec.workload import Arrivals, Engine, LengthDistribution, Slo, Tra
 
 Row = Mapping[str, Any]
 
-# How the source defines its closed loop: requests per user, the first of which warm up.
-REQUESTS_PER_USER, WARMUP_PER_USER = 12, 2
+# How the sources run a closed loop: so many requests per user, the first of all users at once. Warm-up requests, where
+# there are any, end before (InferenceX: benchmark_serving.py --num-prompts 10 x users).
+REQUESTS_PER_USER = 10
 OFFLINE_ROUNDS, OFFLINE_MOST = 4, 3000  # an offline run is this many full batches, at most so many requests
 ROUTING = RoutingAssumption(0.3, "default, an estimate")
 
@@ -116,9 +118,18 @@ def _value(
     rows = [getattr(m, metric) for m in found]
     if rows[0].n == 0:
         return None
-    statistic = "p50" if column.endswith("_median") else "mean"
+    statistic = "p50" if column.endswith("_median") and not _unstated_statistic(row) else "mean"
     q = latency_interval(metric, [getattr(r, statistic) for r in rows], rows[0].standard_error[statistic], error, tier)
     return q.scaled(1e3)
+
+
+def _unstated_statistic(row: Row) -> bool:
+    """Whether the source is the one that does not say what its numbers are; they behave as means.
+
+    In a closed loop all users start at once: TTFT of that wave grows with the users, and so does the stated number,
+    the same for answers of 1,024 and 8,192 tokens. A median would not see one request in ten.
+    """
+    return "silicon_sample" in text_of(row, "source")
 
 
 def _decode_only(row: Row) -> bool:
@@ -131,14 +142,22 @@ def deployment_of(row: Row) -> Deployment:
     layout = _layout(row)
     engine = default_engine(text_of(row, "engine").split()[0], hardware.device, layout.tp)
     traffic = _traffic(row, engine)
-    most = max(engine.max_num_seqs, traffic.arrivals.n_users or 0)
+    most_users = traffic.arrivals.n_users or 0
+    most = max(engine.max_num_seqs, most_users)
     if text_of(row, "load") in ("burst", "static"):
         most = max(most, traffic.arrivals.n_requests if text_of(row, "load") == "static" else 0)
-    engine = replace(engine, max_num_seqs=most, max_num_batched_tokens=max(engine.max_num_batched_tokens, most))
-    longest = _longest(traffic.input_tokens) + _longest(traffic.output_tokens)
+    longest_prompt = _longest(traffic.input_tokens)
+    longest = longest_prompt + _longest(traffic.output_tokens)
+    settings = published_settings(row)
+    kv = settings.pop("kv_cache", None)
+    engine = replace(engine, max_num_seqs=most, **{ENGINE_FIELDS[key]: value for key, value in settings.items()})
+    # Without chunks an iteration must hold a prompt beside all decoding sequences: operators size it so (InferenceX).
+    whole = 0 if engine.chunked_prefill else -(-(longest_prompt + most_users + 64) // 64) * 64
+    engine = replace(engine, max_num_batched_tokens=max(engine.max_num_batched_tokens, most, whole))
+    precision = _precision(row, model, engine)
     serving = Serving(
         layout,
-        _precision(row, model, engine),
+        precision if kv is None else replace(precision, kv_cache=kv),
         engine,
         traffic,
         Slo(None, None, None, 90.0),
@@ -197,7 +216,7 @@ def _traffic(row: Row, engine: Engine) -> Traffic:
     if load == "closed_loop":
         if not count:
             raise ValueError("a closed loop without its number of users")
-        arrivals = Arrivals("closed_loop", None, count, REQUESTS_PER_USER * count, WARMUP_PER_USER * count)
+        arrivals = Arrivals("closed_loop", None, count, REQUESTS_PER_USER * count, 0)
     elif load in ("burst", "static"):
         count = count or _requests_in_notes(row)
         arrivals = Arrivals("all_at_once", None, None, count, 0)

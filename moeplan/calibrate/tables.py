@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from moeplan.calibrate.fit import TEST, split_of
 from moeplan.calibrate.op_model import OpModel, Place, usable
 from moeplan.calibrate.ops import OP_MODELS
 from moeplan.files.op_tables import OpTable, TableFile, check_unit, read_table
@@ -60,8 +61,8 @@ def read(file: TableFile) -> OpTable:
     return read_table(file, columns=[*columns, *latencies[1:]], latency=latencies[0])
 
 
-def cut(table: OpTable, hardware: Hardware) -> Cut:
-    """Groups of the table's rows.
+def cut(table: OpTable, hardware: Hardware, *, held_out_only: bool = False) -> Cut:
+    """Groups of the table's rows; ``held_out_only`` takes and counts only shapes no fit or interval has used.
 
     Raises:
         InputError: the times cannot be in the unit that their column states.
@@ -76,7 +77,9 @@ def cut(table: OpTable, hardware: Hardware) -> Cut:
         fmt = model.format_of(frame, place)
         mine = frame[fmt != ""]
         taken |= fmt != ""
-        keep, reasons = usable(model, mine, place)
+        counted = split_of(mine, model.shape_columns) == TEST if held_out_only else pd.Series(True, index=mine.index)
+        keep, _ = usable(model, mine, place)
+        _, reasons = usable(model, mine[counted], place)
         for reason, n in reasons.items():
             left_out[reason] = left_out.get(reason, 0) + n
         rows = mine[keep]
@@ -84,7 +87,8 @@ def cut(table: OpTable, hardware: Hardware) -> Cut:
             continue
         engine = model.engine_of(rows, place) if model.engine_of else pd.Series(place.engine, index=rows.index)
         regime = model.regime_of(rows, place)
-        for (name, kind), part in rows.groupby([engine, fmt[rows.index]], sort=True):
+        chosen = rows[counted[rows.index]]
+        for (name, kind), part in chosen.groupby([engine[chosen.index], fmt[chosen.index]], sort=True):
             groups.append(Group(model, place, str(name), str(kind), part, regime[part.index]))
     for group in groups:
         _check_unit(table.file, group, hardware)

@@ -28,14 +28,22 @@ DONORS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+_ALL = "median of all"
+
+
 @dataclass(frozen=True, slots=True)
 class Loan:
     """Errors of one operation on one device, predicted as if it had not been measured."""
 
     op: str
     hardware: str
-    near: bool
+    lender: str  # device, or "median of all"
+    near: bool  # lender of the same architecture
     log_error: np.ndarray  # ln(measured / predicted)
+
+    @property
+    def by_rule(self) -> bool:
+        return self.lender != _ALL
 
     @property
     def accuracy(self) -> Accuracy:
@@ -49,25 +57,26 @@ def leave_one_out(
     """Predict every device's sample rows from the other devices' fits, by the rule and by the median of all others."""
     found: list[Loan] = []
     for device in sorted({group.place.hardware for group in samples}):
-        others = {name: lent for name, lent in fits.items() if name != device}
         architecture = hardware[device].device.architecture
-        for near in (True, False):
-            if near and architecture not in rule.donors:
-                continue
-            lent = loans(architecture if near else "", others, rule)
-            borrower = replace(hardware[device], efficiency=Efficiency(lent))
-            found += _errors([g for g in samples if g.place.hardware == device], borrower, near)
+        others = {name: lent for name, lent in fits.items() if name != device}
+        rows = [group for group in samples if group.place.hardware == device]
+        order = [name for name in rule.donors.get(architecture, []) if name in others]
+        pooled = replace(hardware[device], efficiency=Efficiency(loans("", others, rule)))
+        ruled = replace(hardware[device], efficiency=Efficiency(loans(architecture, others, rule)))
+        for op in dict.fromkeys(group.model.op for group in rows):
+            mine = [group for group in rows if group.model.op == op]
+            lender = next((name for name in order if any(key[0] == op for key in others[name])), None)
+            if lender is not None:
+                near = hardware[lender].device.architecture == architecture
+                found.append(Loan(op, device, lender, near, _errors(mine, ruled)))
+            if any(key[0] == op for key in pooled.efficiency.parameters):
+                found.append(Loan(op, device, _ALL, False, _errors(mine, pooled)))
     return found
 
 
-def _errors(samples: Sequence[Group], borrower: Hardware, near: bool) -> list[Loan]:
-    by_op: dict[str, list[np.ndarray]] = {}
-    lent = {op for op, _, _ in borrower.efficiency.parameters}
-    for group in samples:
-        if group.model.op in lent:
-            predicted, _, _ = predict(group, borrower)
-            by_op.setdefault(group.model.op, []).append(np.log(group.frame["measured_s"].to_numpy() / predicted))
-    return [Loan(op, borrower.slug, near, np.concatenate(parts)) for op, parts in by_op.items()]
+def _errors(samples: Sequence[Group], borrower: Hardware) -> np.ndarray:
+    parts = [np.log(g.frame["measured_s"].to_numpy() / predict(g, borrower)[0]) for g in samples]
+    return np.concatenate(parts)
 
 
 def residuals(found: Sequence[Loan]) -> dict[str, dict[str, Residual]]:

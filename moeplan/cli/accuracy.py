@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write every row with its prediction (CSV)."
 )
-@click.option("--held-out", is_flag=True, help="Only shapes that calibrate does not train on.")
+@click.option("--held-out", is_flag=True, help="Only shapes that calibrate uses neither for a fit nor for an interval.")
 def accuracy(runs: Path, as_json: bool, markdown: bool, out: Path | None, held_out: bool) -> int:
     """Predict every row of measured tables and report MdAPE, MAPE, bias and the coverage of the 90 % intervals.
 
@@ -72,12 +72,12 @@ def _judge_op_tables(runs: Path, held_out: bool, say: Callable[[str], None]) -> 
     for file in files:
         say(f"{file.hardware}: {file.op} ({file.engine})")
         try:
-            pieces = cut(read(file), hardware[file.hardware])
+            pieces = cut(read(file), hardware[file.hardware], held_out_only=held_out)
         except InputError as error:
             problems += error.problems
             continue
         name = f"{file.hardware}/{file.path.name}"
-        found, gaps = judge.judge_cut(name, pieces, hardware[file.hardware], file.op, held_out_only=held_out)
+        found, gaps = judge.judge_cut(name, pieces, hardware[file.hardware], file.op)
         judged += found
         missing += gaps
     if problems:

@@ -56,7 +56,7 @@ def calibrate(
         loans = run.transfer(found, hardware)
     written = run.write(found, target, datetime.now(UTC).date().isoformat())
     if not devices and len(hardware) > 1:
-        run.write_transfer(target / TRANSFER_FILE, loans, read_transfer())
+        run.write_transfer(target / TRANSFER_FILE, loans, hardware, read_transfer())
         written.append(target / TRANSFER_FILE)
     failed = [text for texts in found.failed.values() for text in texts]
     if as_json:

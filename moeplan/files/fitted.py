@@ -53,13 +53,14 @@ class Transfer(BaseModel):
     """Who lends parameters to an architecture, and how wrong such loans were on devices with data.
 
     ``donors`` are devices in order of nearness; an architecture that is not listed gets the median over all measured
-    devices. ``residuals`` holds, by operation, quantiles of ln(measured / predicted) of loans between devices of one
-    architecture (``near``) and others (``far``).
+    devices. ``architectures`` says what the donors are. ``residuals`` holds, by operation, quantiles of
+    ln(measured / predicted) of loans between devices of one architecture (``near``) and of all others (``far``).
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     donors: dict[str, list[str]]
+    architectures: dict[str, str]
     residuals: dict[str, dict[Literal["near", "far"], Residual]]
 
 
@@ -152,22 +153,19 @@ def loans(architecture: str, donors: Mapping[str, Fits], rule: Transfer) -> Fits
     """
     order = rule.donors.get(architecture)
     if order is None:
-        lent = _pooled(donors)
-        near = False
-    else:
-        lent = {}
-        for device in order:
-            fits = donors.get(device, {})
-            have = {op for op, _, _ in lent}
-            lent.update({key: fit for key, fit in fits.items() if key[0] not in have})
-        near = True
-    return {key: _lend(fit, rule, near=near) for key, fit in lent.items()}
+        return {key: _lend(fit, rule, near=False) for key, fit in _pooled(donors).items()}
+    lent: dict[tuple[str, str, str], OpParameters] = {}
+    for device in order:
+        have = {op for op, _, _ in lent}
+        near = rule.architectures.get(device) == architecture
+        fits = donors.get(device, {})
+        lent.update({key: _lend(fit, rule, near=near) for key, fit in fits.items() if key[0] not in have})
+    return lent
 
 
 def _lend(fit: OpParameters, rule: Transfer, *, near: bool) -> OpParameters:
     past = rule.residuals.get(fit.op, {})
-    residual = past.get("near") if near else past.get("far")
-    low, middle, high = residual or past.get("far") or fit.log_residual
+    low, middle, high = (past.get("near") if near else None) or past.get("far") or fit.log_residual
     wide = (min(low, fit.log_residual[0]), middle, max(high, fit.log_residual[2]))
     return replace(fit, tier=Tier.TRANSFERRED, log_residual=wide, regimes={}, source=f"transferred: {fit.source}")
 

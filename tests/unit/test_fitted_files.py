@@ -29,7 +29,9 @@ def keyed(*fits: OpParameters) -> dict:
 
 
 RULE = Transfer(
-    donors={"hopper": ["one", "two"]}, residuals={"gemm": {"near": (-0.2, 0.01, 0.05), "far": (-0.6, 0.0, 0.7)}}
+    donors={"hopper": ["one", "two"], "ampere": ["one"]},
+    architectures={"one": "hopper", "two": "ada"},
+    residuals={"gemm": {"near": (-0.2, 0.01, 0.05), "far": (-0.6, 0.0, 0.7)}},
 )
 
 
@@ -65,6 +67,12 @@ def test_the_first_donor_lends_and_the_interval_is_that_of_past_loans():
     assert lent["gemm", "vllm", "bf16"].tier is Tier.TRANSFERRED
     assert lent["gemm", "vllm", "bf16"].log_residual == (-0.2, 0.01, 0.1)  # never narrower than the donor's
     assert lent["moe", "vllm", "bf16"].values["compute_frac"] == 0.8
+
+
+def test_a_lender_of_another_architecture_lends_with_the_far_interval():
+    lent = loans("ampere", {"one": keyed(parameters(0.5))}, RULE)["gemm", "vllm", "bf16"]
+    assert lent.values["compute_frac"] == 0.5
+    assert lent.log_residual == (-0.6, 0.0, 0.7)
 
 
 def test_an_unlisted_architecture_gets_the_median_with_the_far_interval():
