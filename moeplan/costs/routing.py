@@ -21,6 +21,7 @@ from moeplan.spec.model import MoeMlp
 from moeplan.spec.routing import Correlation, Popularity, RoutingAssumption
 
 Array = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 N_LAYERS_AVERAGED = 8  # draws of a popularity law whose mean stands for a model's layers
 _N_GRID = 24  # token counts at which maxima are integrated; between them logarithms are interpolated
@@ -239,14 +240,19 @@ def _rank_loads_at(
     return np.asarray(total / n_layers)
 
 
+def placement_of(block: MoeMlp, routing: RoutingAssumption, load: Array, n_ranks: int, n_nodes: int) -> Ints:
+    """Expert held by each slot, (n_ranks, slots per rank); a stated map holds for the number of GPUs it is made for."""
+    if routing.placement_map is not None and len(routing.placement_map) == n_ranks:
+        return np.array(routing.placement_map, np.int64)
+    n_redundant = routing.n_redundant_experts if n_ranks > 1 else 0  # one GPU gains nothing from copies
+    return place(routing.placement, load, n_ranks, n_redundant=n_redundant, n_nodes=n_nodes, n_group=block.n_group)
+
+
 def _layer_loads(
     block: MoeMlp, tokens: Array, n_ranks: int, routing: RoutingAssumption, n_nodes: int, choices: LayerChoices
 ) -> tuple[Array, Array, Array, Array]:
     popular = choices.selected.mean(axis=0)
-    placed = place(
-        routing.placement, popular, n_ranks,
-        n_redundant=routing.n_redundant_experts, n_nodes=n_nodes, n_group=block.n_group,
-    )  # fmt: skip
+    placed = placement_of(block, routing, popular, n_ranks, n_nodes)
     kept = kept_pairs(tokens, popular, block, n_ranks, routing)
     share = slot_share(placed, popular)  # (n_ranks, n_slots)
     ratio = slot_share(placed, np.where(popular > 0.0, 1.0, 0.0))  # of the expert's tokens that come to this slot

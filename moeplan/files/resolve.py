@@ -10,18 +10,18 @@ from pydantic import ValidationError
 
 from moeplan.errors import InputError, input_error
 from moeplan.files.locate import is_path
-from moeplan.files.model_data import ROUTING, default_routing, load_model_error
+from moeplan.files.model_data import load_model_error
 from moeplan.files.resolve_checks import check_serving_layout, check_training
 from moeplan.files.resolve_money import exchange_rates, raise_if_any, resolve_money
+from moeplan.files.resolve_routing import resolve_routing
 from moeplan.files.resolve_serving import check_longest, resolve_layout, resolve_precision, resolve_serving
 from moeplan.files.resolve_training import resolve_training
 from moeplan.files.resolving import Resolving
-from moeplan.files.schema import CompareFile, RoutingFile, ScenarioFile
+from moeplan.files.schema import CompareFile, ScenarioFile
 from moeplan.files.schema_walk import Loc, empty_values, problems_of, written
 from moeplan.files.yaml_tree import Node
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.model import ModelArchitecture
-from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.scenario import Comparison, Reference, Scenario, Serving
 
 MAX_ATTEMPTS = 4  # rounds of setting faulty values aside
@@ -88,8 +88,10 @@ def _complete(
         training_money = resolve_money(rs, file, place.price, at, trains_on, kind, "training_money")
     for key in ("name", "kind", "seed"):
         rs.note(key, (key,), default={"name": "the file's name", "kind": "told by the sections"}.get(key, ""))
-    routing = _routing(rs, file.routing, model, training=False)
-    training_routing = _routing(rs, file.routing, model, training=True)
+    degrees = {"serving.layout.ep": serving.layout.ep} if serving is not None else {}
+    if training is not None:
+        degrees["training.layout.ep"] = training.layout.ep
+    routing, training_routing = resolve_routing(rs, file.routing, model, file.seed, degrees)
     raise_if_any(rs)
     if money is None:
         raise InputError(rs.problems)
@@ -115,19 +117,6 @@ def _complete(
         model_error=load_model_error(),
         origins=dict(sorted(rs.origins.items())),
     )
-
-
-def _routing(rs: Resolving, file: RoutingFile, model: ModelArchitecture, *, training: bool) -> RoutingAssumption:
-    """Expert popularity in service or while training: the first stated of the keys that apply, else the default."""
-    target = "training_routing" if training else "routing"
-    for key in ("training_zipf", "zipf") if training else ("zipf",):
-        stated: float | None = getattr(file, key)
-        if stated is not None:
-            rs.note(target, ("routing", key))
-            return RoutingAssumption(stated, "stated in the scenario")
-    default = default_routing(model, training=training)
-    rs.derived(target, "default", ROUTING, default.note)
-    return default
 
 
 def _validated(rs: Resolving, currencies: dict[str, float]) -> ScenarioFile | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from moeplan import units
+from moeplan.files.schema_routing import RoutingFile
 from moeplan.files.schema_serving import PrecisionFile, ServingFile, ServingLayoutFile
 from moeplan.files.schema_training import TrainingFile
 from moeplan.files.schema_types import (
@@ -34,20 +35,6 @@ from moeplan.files.schema_types import (
 )
 
 KINDS = ("serving", "training", "lifecycle")
-
-
-class RoutingFile(Section):
-    """How uneven tokens spread over the routed experts."""
-
-    zipf: Annotated[float, quantity("count", least=0.0, most=4.0)] | None = Field(
-        default=None,
-        description="Expert popularity ~ rank^-zipf; 0 is balanced. Default, fitted to recorded routing: 0.5, and 0.2 "
-        "for models of at most 16 experts (moeplan/data/routing.yaml).",
-    )
-    training_zipf: Annotated[float, quantity("count", least=0.0, most=4.0)] | None = Field(
-        default=None,
-        description="The same while training. Default: `zipf` where that is stated, otherwise 0.2, an estimate.",
-    )
 
 
 class OwnFile(Section):

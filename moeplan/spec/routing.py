@@ -49,6 +49,7 @@ class RoutingAssumption:
     balance: Literal["none", "aux_loss", "loss_free"] = "none"  # controller that acts on popularity every step
     balance_rate: float = 0.0
     placement: Placement = "contiguous"
+    placement_map: tuple[tuple[int, ...], ...] | None = None  # experts of each GPU, in place of ``placement``
     n_redundant_experts: int = 0  # slots beyond one per expert
     rebalance_steps: int | None = None  # steps between placements under drift; None: placed once
     n_token_ids: int = 0  # vocabulary, for the hash router
