@@ -36,9 +36,14 @@ class Calibration:
 
 
 def calibrate(
-    files: Sequence[TableFile], hardware: Mapping[str, Hardware], *, seed: int, say: Callable[[str], None]
+    files: Sequence[TableFile],
+    hardware: Mapping[str, Hardware],
+    *,
+    seed: int,
+    origin: str,
+    say: Callable[[str], None],
 ) -> Calibration:
-    """Fit every group of every table.
+    """Fit every group of every table; ``origin`` is who measured the tables, for the record.
 
     Raises:
         InputError: one problem per bad table; then nothing is to be written.
@@ -58,13 +63,13 @@ def calibrate(
         for reason, n in pieces.left_out.items():
             found.left_out[f"{file.hardware}/{file.op}.{file.engine}", reason] = n
         for group in pieces.groups:
-            _fit_group(found, group, table, hardware[file.hardware], seed)
+            _fit_group(found, group, table, hardware[file.hardware], seed, origin)
     if problems:
         raise InputError(problems)
     return found
 
 
-def _fit_group(found: Calibration, group: Group, table: OpTable, hardware: Hardware, seed: int) -> None:
+def _fit_group(found: Calibration, group: Group, table: OpTable, hardware: Hardware, seed: int, origin: str) -> None:
     name = f"{group.place.hardware}: {' '.join(group.key)}"
     try:
         fit = fit_rows(group.model, group.frame, group.place, hardware, group.fmt, seed=seed)
@@ -76,14 +81,14 @@ def _fit_group(found: Calibration, group: Group, table: OpTable, hardware: Hardw
         return
     entries = found.entries.setdefault(group.place.hardware, {})
     if group.key not in entries or entries[group.key]["n_rows"] < fit.n_rows:
-        entries[group.key] = _entry(group.key, fit, table)
+        entries[group.key] = _entry(group.key, fit, table, origin)
     test = group.frame[split_of(group.frame, group.model.shape_columns) == TEST]
     some = test.iloc[:: max(len(test) // _SAMPLE_ROWS, 1)]
     if not some.empty:
         found.samples.append(Group(group.model, group.place, group.engine, group.fmt, some, group.regime[some.index]))
 
 
-def _entry(key: Key, fit: Fit, table: OpTable) -> dict[str, Any]:
+def _entry(key: Key, fit: Fit, table: OpTable, origin: str) -> dict[str, Any]:
     op, engine, dtype = key
     heldout = asdict(fit.heldout)
     return {
@@ -105,7 +110,7 @@ def _entry(key: Key, fit: Fit, table: OpTable) -> dict[str, Any]:
         },
         "tables": [{"name": f"{table.file.op}.{table.file.engine}", **table_record(table)}],
         "source": f"fitted to {fit.n_rows} rows of {table.file.op}.{table.file.engine} "
-        f"(AIConfigurator 0.12.0 tables, {table.file.engine} {', '.join(table.versions) or 'unknown version'})",
+        f"({origin}, {table.file.engine} {', '.join(table.versions) or 'unknown version'})",
     }
 
 

@@ -19,9 +19,16 @@ EXIT_NOT_CONVERGED = 2
     help="Folder that gets <device>/fitted/<date>.yaml (default: the installation's hardware_profiles).",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of row samples and starting points.")
+@click.option("--source", default="own tables", show_default=True, help="Who measured the tables; kept with every fit.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was fitted as JSON on stdout and nothing else there.")
 def calibrate(
-    tables: Path, devices: tuple[str, ...], ops: tuple[str, ...], out: Path | None, seed: int, as_json: bool
+    tables: Path,
+    devices: tuple[str, ...],
+    ops: tuple[str, ...],
+    out: Path | None,
+    seed: int,
+    source: str,
+    as_json: bool,
 ) -> int:
     """Fit the operation costs to TABLES_DIR, a folder of <hardware>/<op>.<engine>.parquet.
 
@@ -51,7 +58,7 @@ def calibrate(
     hardware = {name: load_hardware(name) for name in sorted({file.hardware for file in files})}
     target = out if out is not None else data_folder("hardware_profiles")
     with progress("reading tables") as say:
-        found = run.calibrate(files, hardware, seed=seed, say=say)
+        found = run.calibrate(files, hardware, seed=seed, origin=source, say=say)
         say("leaving one device out")
         loans = run.transfer(found, hardware)
     written = run.write(found, target, datetime.now(UTC).date().isoformat())
