@@ -39,6 +39,8 @@ ROUTING = RoutingAssumption(0.3, "default, an estimate")
 
 _PRECISION = {"fp4": "nvfp4", "fp16": "bf16"}  # names of the table that are not formats
 _PARTS = ("experts", "attention", "dense")
+# stated name, format of the published checkpoint: the row means the checkpoint
+_NATIVE = {("fp8", "fp8_block"), ("fp4", "mxfp4")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ def _precision(row: Row, model: ModelArchitecture, engine: Engine) -> Precision:
     if name and name not in FORMATS:
         raise ValueError(f"weight precision {stated} is no known format")
     narrow = name in ("fp8", "nvfp4", "mxfp4")
-    if not name or (narrow and FORMATS[native.experts].bits <= FORMATS[name].bits * 1.1):
+    if not name or name == native.experts or (stated, native.experts) in _NATIVE:
         parts = {part: getattr(native, part) for part in _PARTS}  # the published checkpoint is that narrow already
     else:
         parts = dict.fromkeys(_PARTS, name)

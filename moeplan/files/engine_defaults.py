@@ -19,7 +19,10 @@ _QUANTITIES: dict[str, Dimension] = {
     "reserve": "bytes",
     "step_overhead": "duration",
     "request_overhead": "duration",
+    "front_request": "duration",
+    "front_token": "duration",
     "eager_layer": "duration",
+    "eager_experts": "duration",
 }
 
 
@@ -33,10 +36,20 @@ ENGINE_FIELDS = {
     "reserve": "reserve_bytes",
     "step_overhead": "step_overhead_s",
     "request_overhead": "request_overhead_s",
+    "front_request": "front_request_s",
+    "front_token": "front_token_s",
     "cuda_graphs": "cuda_graphs",
     "cuda_graph_max_tokens": "cuda_graph_max_tokens",
     "eager_layer": "eager_layer_s",
+    "eager_experts": "eager_experts_s",
     "async_scheduling": "async_scheduling",
+    "prefill_first": "prefill_first",
+    "output_reserve": "output_reserve_frac",
+    "output_reserve_end": "output_reserve_end_frac",
+    "output_reserve_iterations": "output_reserve_iterations",
+    "receive_iterations": "receive_iterations",
+    "batch_wait_iterations": "batch_wait_iterations",
+    "batch_wait_tokens": "batch_wait_tokens_frac",
 }
 
 
@@ -51,7 +64,7 @@ class Default:
 
 def engine_defaults(engine: str, device: Device, tp: int) -> dict[str, Default]:
     """Defaults of ``engine`` ("vllm", ...) on ``device`` with tensor parallelism ``tp``, by the key of the scenario."""
-    path = data_folder("engines") / f"{engine.replace('.', '-')}.yaml"
+    path = _path(engine)
     return {
         key: Default(
             _si(key, _chosen(entry, device, tp)), path.name, f"{entry['source']} ({entry['kind']}, {entry['date']})"
@@ -65,7 +78,18 @@ def default_engine(engine: str, device: Device, tp: int) -> Engine:
     values: dict[str, Any] = {
         ENGINE_FIELDS[key]: default.value for key, default in engine_defaults(engine, device, tp).items()
     }
-    return Engine(name=engine, **values)
+    return Engine(name=engine, **values, **_kernels(_path(engine)))
+
+
+def _path(engine: str) -> Path:
+    return data_folder("engines") / f"{engine.replace('.', '-')}.yaml"
+
+
+@cache
+def _kernels(path: Path) -> Mapping[str, tuple[str, ...]]:
+    """What the engine's kernels are, which no user sets."""
+    entries: Mapping[str, Any] = load_yaml(path, what="engine default").plain().get("kernels") or {}
+    return {key: tuple(entry["value"]) for key, entry in entries.items()}
 
 
 @cache

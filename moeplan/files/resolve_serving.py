@@ -109,6 +109,8 @@ def _engine(rs: Resolving, file: EngineFile, device: Device, tp: int) -> Engine:
     for key, field in ENGINE_FIELDS.items():
         own = getattr(file, key)
         target = f"serving.engine.{field}"
+        if own is None and key not in defaults:
+            continue  # a policy the engine does not have
         if own is None:
             rs.derived(target, "default", f"engines/{defaults[key].file}", defaults[key].source)
         else:

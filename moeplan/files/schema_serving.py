@@ -15,6 +15,7 @@ from moeplan.files.schema_types import (
     Duration,
     DurationOrZero,
     Flag,
+    Fraction,
     PositiveFraction,
     Rate,
     Section,
@@ -50,7 +51,13 @@ class EngineFile(Section):
         default=None, description="Host time per iteration that the GPU waits for."
     )
     request_overhead: DurationOrZero | None = Field(
-        default=None, description="Time per request before it can be scheduled (tokenising, transport)."
+        default=None, description="Time per request on its way to the scheduler that others do not share."
+    )
+    front_request: DurationOrZero | None = Field(
+        default=None, description="Work of a replica's one front end for a request (HTTP, tokenising)."
+    )
+    front_token: DurationOrZero | None = Field(
+        default=None, description="Work of the front end for a token streamed to its user."
     )
     cuda_graphs: Flag | None = Field(
         default=None, description="Replay captured graphs instead of launching each kernel."
@@ -58,11 +65,34 @@ class EngineFile(Section):
     eager_layer: DurationOrZero | None = Field(
         default=None, description="Host time per layer of an iteration outside captured graphs."
     )
+    eager_experts: DurationOrZero | None = Field(
+        default=None, description="More of it for a layer with routed experts."
+    )
     async_scheduling: Flag | None = Field(
         default=None, description="Compose an iteration while the one before it runs."
     )
     cuda_graph_max_tokens: CountOrZero | None = Field(
         default=None, description="Largest iteration that has a graph [tokens]."
+    )
+    prefill_first: Flag | None = Field(
+        default=None, description="Prompts pause decoding instead of joining its iterations."
+    )
+    output_reserve: Fraction | None = Field(
+        default=None,
+        description="Share of the KV cache that running requests' outputs still need, kept free when another is "
+        "admitted with its own output whole; 0: nothing is kept, not even for its own.",
+    )
+    output_reserve_end: Fraction | None = Field(default=None, description="What that share falls to.")
+    output_reserve_iterations: Count | None = Field(default=None, description="Iterations in which it does.")
+    receive_iterations: Count | None = Field(
+        default=None, description="Decode iterations between looks at new requests (SGLang scheduler-recv-interval)."
+    )
+    batch_wait_iterations: CountOrZero | None = Field(
+        default=None,
+        description="Iterations for which prompts wait for company (TensorRT-LLM batch_wait_timeout_iters).",
+    )
+    batch_wait_tokens: Fraction | None = Field(
+        default=None, description="Share of max_num_batched_tokens that ends the wait (batch_wait_max_tokens_ratio)."
     )
 
 

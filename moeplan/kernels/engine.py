@@ -33,6 +33,7 @@ N_COUNTERS = 4
 REQUEST = np.dtype(
     [
         ("arrival_s", "f8"),
+        ("ready_s", "f8"),  # through the front end, in its rank's queue
         ("scheduled_s", "f8"),
         ("first_token_s", "f8"),
         ("finish_s", "f8"),
@@ -88,6 +89,10 @@ REPLICA = np.dtype(
         ("n_iterations", "i8"),
         ("received_s", "f8"),  # requests ready by then have been looked at
         ("n_unreceived", "i8"),  # iterations since
+        # Front end: one server for requests on their way in and tokens on their way out
+        ("front_s", "f8"),  # free again, the tokens of the last iteration aside
+        ("posted_s", "f8"),  # end of the last iteration
+        ("n_posted", "i8"),  # its tokens, while they wait for the front end
     ]
 )
 
@@ -123,7 +128,9 @@ class Limits(NamedTuple):
     lookahead: bool  # an iteration is composed when the one before it starts (asynchronous scheduling)
     least_loaded: bool  # else round robin over replicas, then over their ranks
     closed_loop: bool
-    request_overhead_s: float
+    request_overhead_s: float  # between front end and queue
+    front_request_s: float  # work of the front end for a request ...
+    front_token_s: float  # ... and for a token
     prefill_first: bool  # an iteration with prompts has no decoding sequences
     reserves_output: bool  # a request is admitted with the blocks of its whole output, and a share of the others'
     reserve_start_frac: float  # that share after a start or a preemption
@@ -348,7 +355,7 @@ def _compose(table, limits, requests, ranks, seats, rank, now_s, cutoff_s):
 
 @njit
 def _ready(limits, requests, request, cutoff_s):
-    return request >= 0 and requests[request].arrival_s + limits.request_overhead_s <= cutoff_s
+    return request >= 0 and requests[request].ready_s <= cutoff_s
 
 
 @njit
@@ -457,7 +464,7 @@ def _end_request(limits, requests, pool, request, outcome, end_s):
 
 
 @njit
-def _complete(limits, requests, ranks, seats, pool, rank, end_s):
+def _complete(limits, requests, ranks, seats, pool, rank, seen_s):
     """Ends a rank's iteration: every decoding sequence has one more token, finished ones leave, prompts done join."""
     n_emitting = ranks[rank].n_emitting
     ranks[rank].decode_tokens += n_emitting
@@ -473,17 +480,17 @@ def _complete(limits, requests, ranks, seats, pool, rank, end_s):
         held = _cached_tokens(requests, ranks, rank, request)
         _leave_batch(limits, ranks, seats, rank, held)
         _give_back(limits, requests, ranks, rank, request, held)
-        _end_request(limits, requests, pool, request, np.int64(COMPLETED), end_s)
+        _end_request(limits, requests, pool, request, np.int64(COMPLETED), seen_s)
     for i in range(ranks[rank].n_joining):
         request = seats.joining[rank, i]
         held = requests[request].input_tokens + requests[request].generated
         requests[request].generated += 1
         if np.isnan(requests[request].first_token_s):
-            requests[request].first_token_s = end_s
+            requests[request].first_token_s = seen_s
         left = requests[request].output_tokens - requests[request].generated
         if left == 0:
             _give_back(limits, requests, ranks, rank, request, held)
-            _end_request(limits, requests, pool, request, np.int64(COMPLETED), end_s)
+            _end_request(limits, requests, pool, request, np.int64(COMPLETED), seen_s)
         else:
             requests[request].joined = now
             _heap_push(keys, items, ranks[rank].n_decoding, float(now + left), request)
@@ -525,6 +532,9 @@ def _decode_run(table, limits, ranks, seats, pool, replica, steps, limit_s):
     for rank in range(first, last):
         ranks[rank].low_tokens = -1.0  # no context cell yet
         ranks[rank].high_tokens = -1.0
+    n_tokens = np.int64(0)
+    for rank in range(first, last):
+        n_tokens += ranks[rank].n_decoding
     clock_s = pool.replicas[replica].clock_s
     start_s = pool.replicas[replica].previous_s
     begin_s = clock_s
@@ -560,6 +570,7 @@ def _decode_run(table, limits, ranks, seats, pool, replica, steps, limit_s):
             pool.replicas[replica].n_unreceived += 1
         start_s = clock_s
         clock_s += step_s
+        _post(limits, pool, replica, clock_s, n_tokens)
         done += 1
     for rank in range(first, last):
         n = ranks[rank].n_decoding
@@ -607,6 +618,48 @@ def _busy(limits, ranks, replica):
 
 
 @njit
+def _post(limits, pool, replica, end_s, n_tokens):
+    """Hands the tokens of an iteration that ends to the front end. Returns when the users have them [s]."""
+    _settle(limits, pool, replica)
+    pool.replicas[replica].posted_s = end_s
+    pool.replicas[replica].n_posted = n_tokens
+    return max(pool.replicas[replica].front_s, end_s) + n_tokens * limits.front_token_s
+
+
+@njit
+def _settle(limits, pool, replica):
+    """The front end takes on the tokens that wait for it."""
+    n_posted = pool.replicas[replica].n_posted
+    if n_posted > 0:
+        begin_s = max(pool.replicas[replica].front_s, pool.replicas[replica].posted_s)
+        pool.replicas[replica].front_s = begin_s + n_posted * limits.front_token_s
+        pool.replicas[replica].n_posted = 0
+
+
+@njit
+def _enter_front(limits, pool, replica, sent_s):
+    """A request passes the front end behind what is there already. Returns when it is through [s]."""
+    if pool.replicas[replica].posted_s <= sent_s:
+        _settle(limits, pool, replica)
+    through_s = max(pool.replicas[replica].front_s, sent_s) + limits.front_request_s
+    pool.replicas[replica].front_s = through_s
+    return through_s
+
+
+@njit
+def _wake(limits, requests, ranks, pool, replica):
+    """Moves an idle replica's clock to the first request in its queues that is ready."""
+    first = replica * limits.ranks_per_replica
+    ready_s = np.inf
+    for rank in range(first, first + limits.ranks_per_replica):
+        if ranks[rank].queue_head >= 0:
+            ready_s = min(ready_s, requests[ranks[rank].queue_head].ready_s)
+    if ready_s > pool.replicas[replica].clock_s:
+        pool.replicas[replica].clock_s = ready_s
+        pool.replicas[replica].previous_s = ready_s
+
+
+@njit
 def _receive(limits, pool, replica, cutoff_s):
     """Looks at new requests when it is time to. Returns the time by which those that may be scheduled were ready."""
     if pool.replicas[replica].n_unreceived >= limits.receive_iterations:
@@ -621,7 +674,12 @@ def _advance(table, limits, requests, ranks, seats, pool, replica, limit_s):
     first = replica * limits.ranks_per_replica
     last = first + limits.ranks_per_replica
     n_ended = pool.counters[N_ENDED]
-    while pool.replicas[replica].clock_s < limit_s and _busy(limits, ranks, replica):
+    while _busy(limits, ranks, replica):
+        running = _running(limits, ranks, replica)
+        if not running:
+            _wake(limits, requests, ranks, pool, replica)
+        if pool.replicas[replica].clock_s >= limit_s:
+            return
         steps = _only_decodes(limits, requests, ranks, seats, first, last)
         if steps > 1:
             _decode_run(table, limits, ranks, seats, pool, replica, steps - 1, limit_s)
@@ -629,7 +687,6 @@ def _advance(table, limits, requests, ranks, seats, pool, replica, limit_s):
                 return
         start_s = pool.replicas[replica].clock_s
         cutoff_s = start_s
-        running = _running(limits, ranks, replica)
         if limits.lookahead and running:
             cutoff_s = pool.replicas[replica].previous_s
         if limits.receive_iterations > 1:
@@ -643,10 +700,14 @@ def _advance(table, limits, requests, ranks, seats, pool, replica, limit_s):
             has_prompts = has_prompts or ranks[rank].n_joining > 0 or ranks[rank].prefilling >= 0
         pool.replicas[replica].n_unreceived += limits.receive_iterations if has_prompts else 1
         end_s = start_s + step_s
+        n_out = np.int64(0)
+        for rank in range(first, last):
+            n_out += ranks[rank].n_emitting + ranks[rank].n_joining
+        seen_s = _post(limits, pool, replica, end_s, n_out)
         for rank in range(first, last):
             n_running = ranks[rank].n_decoding + ranks[rank].n_joining + (ranks[rank].prefilling >= 0)
             ranks[rank].running_time_s += n_running * step_s
-            _complete(limits, requests, ranks, seats, pool, rank, end_s)
+            _complete(limits, requests, ranks, seats, pool, rank, seen_s)
         pool.replicas[replica].busy_s += step_s
         pool.replicas[replica].n_iterations += 1
         pool.replicas[replica].previous_s = start_s
@@ -675,8 +736,11 @@ def _choose_rank(limits, ranks, pool, n_replicas):
 
 
 @njit
-def _dispatch(limits, requests, ranks, pool, rank, request, ready_s):
-    """Hands a request to a rank's queue, or rejects it when it can never be served."""
+def _dispatch(limits, requests, ranks, pool, rank, request, sent_s):
+    """Sends a request through the front end to a rank's queue, or rejects it when it can never be served."""
+    replica = rank // limits.ranks_per_replica
+    ready_s = _enter_front(limits, pool, replica, sent_s) + limits.request_overhead_s
+    requests[request].ready_s = ready_s
     n_in = requests[request].input_tokens
     n_out = requests[request].output_tokens
     outcome = np.int64(PENDING)
@@ -689,7 +753,6 @@ def _dispatch(limits, requests, ranks, pool, rank, request, ready_s):
     if outcome != PENDING:
         _end_request(limits, requests, pool, request, outcome, ready_s)
         return
-    replica = rank // limits.ranks_per_replica
     if not _busy(limits, ranks, replica):
         pool.replicas[replica].clock_s = max(pool.replicas[replica].clock_s, ready_s)
         pool.replicas[replica].previous_s = pool.replicas[replica].clock_s
@@ -723,8 +786,7 @@ def run(table, limits, requests, ranks, seats, pool, until_s):
                 sent_s = requests[request].arrival_s
             elif counters[N_USERS_READY] > 0:
                 sent_s = pool.user_ready_s[0]
-        ready_s = sent_s + limits.request_overhead_s
-        limit_s = min(ready_s, until_s)
+        limit_s = min(sent_s, until_s)
         if limits.closed_loop:
             # Any request that ends sends another, which any replica may get: the one furthest behind goes first.
             behind = np.int64(-1)  # a plain -1 would be a literal type, and compile everything below twice
@@ -742,10 +804,10 @@ def run(table, limits, requests, ranks, seats, pool, until_s):
                 second_s = max(second_s, np.nextafter(pool.replicas[behind].clock_s, np.inf))
                 _advance(table, limits, requests, ranks, seats, pool, behind, second_s)
                 continue
-        if ready_s >= until_s or limits.least_loaded:
+        if sent_s >= until_s or limits.least_loaded:
             for replica in range(n_replicas):
                 _advance(table, limits, requests, ranks, seats, pool, replica, limit_s)
-        if ready_s >= until_s:
+        if sent_s >= until_s:
             return counters[N_ENDED]
         rank = _choose_rank(limits, ranks, pool, n_replicas)
         _advance(table, limits, requests, ranks, seats, pool, rank // limits.ranks_per_replica, limit_s)
@@ -754,4 +816,4 @@ def run(table, limits, requests, ranks, seats, pool, until_s):
             counters[N_USERS_READY] -= 1
             requests[request].arrival_s = sent_s
         counters[NEXT_REQUEST] += 1
-        _dispatch(limits, requests, ranks, pool, rank, request, ready_s)
+        _dispatch(limits, requests, ranks, pool, rank, request, sent_s)

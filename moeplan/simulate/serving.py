@@ -106,8 +106,14 @@ def _limits(
     for name in ("max_num_seqs", "max_num_batched_tokens", "kv_block_tokens"):
         if getattr(engine, name) < 1:
             raise ValueError(f"{name}: at least 1 (got {getattr(engine, name)})")
-    if not 0.0 <= engine.request_overhead_s < np.inf:
-        raise ValueError(f"request_overhead_s: must be finite and not negative (got {engine.request_overhead_s})")
+    for name in ("request_overhead_s", "front_request_s", "front_token_s"):
+        if not 0.0 <= getattr(engine, name) < np.inf:
+            raise ValueError(f"{name}: must be finite and not negative (got {getattr(engine, name)})")
+    shares = (engine.output_reserve_frac, engine.output_reserve_end_frac, engine.batch_wait_tokens_frac)
+    if not all(0.0 <= share <= 1.0 for share in shares) or engine.output_reserve_end_frac > engine.output_reserve_frac:
+        raise ValueError(f"output reserve and batch wait: shares between 0 and 1, the reserve falling (got {shares})")
+    if engine.output_reserve_iterations < 1 or engine.receive_iterations < 1 or engine.batch_wait_iterations < 0:
+        raise ValueError("iterations of reserve and receive: at least 1, of batch waiting: at least 0")
     if not kv_capacity_tokens >= 0.0:
         raise ValueError(f"kv_capacity_tokens: must not be negative (got {kv_capacity_tokens})")
     if layout.replicas < 1 or layout.dp < 1:
@@ -127,9 +133,11 @@ def _limits(
         least_loaded=dispatch == "least_loaded",
         closed_loop=False,
         request_overhead_s=float(engine.request_overhead_s),
+        front_request_s=float(engine.front_request_s),
+        front_token_s=float(engine.front_token_s),
         prefill_first=bool(engine.prefill_first),
-        reserves_output=engine.output_reserve_frac is not None,
-        reserve_start_frac=float(engine.output_reserve_frac or 0.0),
+        reserves_output=engine.output_reserve_frac > 0.0,
+        reserve_start_frac=float(engine.output_reserve_frac),
         reserve_end_frac=float(engine.output_reserve_end_frac),
         reserve_steps=float(engine.output_reserve_iterations),
         receive_iterations=int(engine.receive_iterations),
@@ -221,7 +229,7 @@ def _request_state(requests: Requests) -> npt.NDArray[np.void]:
     state = np.zeros(len(requests), dtype=kernel.REQUEST)
     for name in ("arrival_s", "input_tokens", "output_tokens"):
         state[name] = getattr(requests, name)
-    for name in ("scheduled_s", "first_token_s", "finish_s"):
+    for name in ("ready_s", "scheduled_s", "first_token_s", "finish_s"):
         state[name] = np.nan
     state["rank"] = state["next_waiting"] = -1
     state["outcome"] = kernel.PENDING

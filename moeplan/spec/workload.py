@@ -69,20 +69,25 @@ class Engine:
     memory_utilization_frac: float
     reserve_bytes: float  # runtime context, graphs, workspace kept outside weights and KV
     step_overhead_s: float  # host time per iteration not hidden behind the GPU
-    request_overhead_s: float  # per request before its first scheduling (tokenise, transport)
+    request_overhead_s: float  # per request before its first scheduling (transport), others unhindered
     cuda_graphs: bool
     cuda_graph_max_tokens: int
     eager_layer_s: float = 0.0  # host time per layer of an iteration outside captured graphs
+    eager_experts_s: float = 0.0  # more for a layer with routed experts
+    front_request_s: float = 0.0  # work of the one front end of a replica for a request (HTTP, tokenising) ...
+    front_token_s: float = 0.0  # ... and for a token streamed to its user
     async_scheduling: bool = False  # an iteration is composed while the one before it runs
     prefill_first: bool = False  # prompts pause decoding instead of joining its iterations
     # Share of the KV blocks that outputs of running requests still need, kept free when another is admitted (with its
-    # own output whole); it falls from the first to the second over so many iterations. None: nothing is kept.
-    output_reserve_frac: float | None = None
+    # own output whole); it falls from the first to the second over so many iterations. 0: nothing is kept.
+    output_reserve_frac: float = 0.0
     output_reserve_end_frac: float = 0.0
     output_reserve_iterations: int = 1
     receive_iterations: int = 1  # decode iterations between looks at new requests
     batch_wait_iterations: int = 0  # prompts wait so long for company while others decode ...
     batch_wait_tokens_frac: float = 0.0  # ... unless the iteration has this share of max_num_batched_tokens
+    fused_quantization: tuple[str, ...] = ()  # formats whose activations are quantised by the kernel before the GEMM
+    expert_kernels: tuple[str, ...] = ()  # other kernels of the routed experts the engine picks where they are faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,8 @@ class TrainingWork:
     gradient_bytes_per_param: float
     adapter: Adapter | None
     packing_frac: float  # share of positions that hold real tokens
-    overlap_comm_frac: float  # share of dp and ep traffic hidden behind computation
+    overlap_comm_frac: float  # share of data-parallel traffic hidden behind computation
+    expert_overlap_frac: float = 0.0  # share of the experts' all-to-all hidden behind computation
     cuda_graphs: bool = False  # the whole step is replayed from graphs: the host launches nothing
 
 

@@ -264,7 +264,8 @@ class ServingStep:
     @property
     def eager_floor_s(self) -> float:
         """Host time of an iteration that runs outside captured graphs."""
-        return self.engine.eager_layer_s * self.model.n_layers
+        n_moe = sum(isinstance(block, MoeMlp) for layer in self.model.layers for block in layer.blocks)
+        return self.engine.eager_layer_s * self.model.n_layers + self.engine.eager_experts_s * n_moe
 
 
 def step_parts_s(step: ServingStep, iteration: Iteration) -> dict[str, float]:

@@ -16,6 +16,7 @@ class Request:
     arrival_s: float
     n_in: int
     n_out: int
+    ready_s: float = math.nan
     scheduled_s: float = math.nan
     first_token_s: float = math.nan
     finish_s: float = math.nan
@@ -77,6 +78,8 @@ class Twin:
         self.previous_s = [0.0] * n_replicas
         self.received_s = [0.0] * n_replicas
         self.unreceived = [0] * n_replicas
+        self.front_s = [0.0] * n_replicas
+        self.posted = [(0.0, 0)] * n_replicas  # end of the last iteration, tokens that wait for the front end
         self.requests = [
             Request(i, float(a), int(p), int(o)) for i, (a, p, o) in enumerate(zip(arrival_s, n_in, n_out, strict=True))
         ]
@@ -100,14 +103,28 @@ class Twin:
                     sent_s = self.requests[self.next].arrival_s
                 elif self.user_ready_s:
                     sent_s = min(self.user_ready_s)
+            for replica in range(self.n_replicas):
+                self.wake(replica)
             busy = [r for r in range(self.n_replicas) if self.busy(r)]
             behind = min(busy, key=lambda r: self.clock_s[r], default=None)
-            if behind is not None and self.clock_s[behind] < sent_s + self.limits.request_overhead_s:
+            if behind is not None and self.clock_s[behind] < sent_s:
                 self.iterate(behind)
             elif sent_s < math.inf:
                 self.arrive(sent_s)
             else:
                 return self
+
+    def wake(self, replica):
+        ranks = self.ranks_of(replica)
+        ready_s = [rank.waiting[0].ready_s for rank in ranks if rank.waiting]
+        if ready_s and not any(rank.running for rank in ranks) and min(ready_s) > self.clock_s[replica]:
+            self.clock_s[replica] = self.previous_s[replica] = min(ready_s)
+
+    def settle(self, replica):
+        end_s, n_tokens = self.posted[replica]
+        if n_tokens:
+            self.front_s[replica] = max(self.front_s[replica], end_s) + n_tokens * self.limits.front_token_s
+        self.posted[replica] = (end_s, 0)
 
     def arrive(self, sent_s):
         request = self.requests[self.next]
@@ -115,22 +132,25 @@ class Twin:
         if self.limits.closed_loop:
             self.user_ready_s.remove(sent_s)
             request.arrival_s = sent_s
-        ready_s = sent_s + self.limits.request_overhead_s
-        if request.n_in < 1 or request.n_out < 1:
-            return self.end(request, REJECTED_EMPTY, ready_s)
-        if request.n_in + request.n_out > self.limits.max_context_tokens:
-            return self.end(request, REJECTED_CONTEXT, ready_s)
-        if blocks_of(request.n_in + request.n_out - 1, self.limits.block_tokens) > self.limits.n_blocks:
-            return self.end(request, REJECTED_KV, ready_s)
         per_replica = self.limits.ranks_per_replica
         turn = self.dispatched
-        self.dispatched += 1
         chosen = (turn % self.n_replicas) * per_replica + (turn // self.n_replicas) % per_replica
         if self.limits.least_loaded:
             n = len(self.ranks)
             order = [(chosen + i) % n for i in range(n)]
             chosen = min(order, key=lambda r: len(self.ranks[r].waiting) + len(self.ranks[r].running))
         replica = chosen // per_replica
+        if self.posted[replica][0] <= sent_s:
+            self.settle(replica)
+        self.front_s[replica] = max(self.front_s[replica], sent_s) + self.limits.front_request_s
+        ready_s = request.ready_s = self.front_s[replica] + self.limits.request_overhead_s
+        if request.n_in < 1 or request.n_out < 1:
+            return self.end(request, REJECTED_EMPTY, ready_s)
+        if request.n_in + request.n_out > self.limits.max_context_tokens:
+            return self.end(request, REJECTED_CONTEXT, ready_s)
+        if blocks_of(request.n_in + request.n_out - 1, self.limits.block_tokens) > self.limits.n_blocks:
+            return self.end(request, REJECTED_KV, ready_s)
+        self.dispatched += 1
         if not self.busy(replica):
             self.clock_s[replica] = self.previous_s[replica] = max(self.clock_s[replica], ready_s)
             for rank in self.ranks_of(replica):
@@ -169,6 +189,10 @@ class Twin:
                 sum(self.limits.n_blocks - rank.free_blocks for rank in self.ranks_of(replica)),
             )
         )
+        self.settle(replica)
+        n_out = sum(len(decode) + sum(r.computed + n == r.prompt for r, n in prefill) for decode, prefill in plans)
+        self.posted[replica] = (end_s, n_out)
+        seen_s = max(self.front_s[replica], end_s) + n_out * self.limits.front_token_s
         has_prompts = any(prefill for _, prefill in plans)
         self.unreceived[replica] += self.limits.receive_iterations if has_prompts else 1
         for rank, (decode, prefill) in zip(self.ranks_of(replica), plans, strict=True):
@@ -179,12 +203,12 @@ class Twin:
                 if request.computed >= request.prompt:
                     request.generated += 1
                     if request.generated == 1:
-                        request.first_token_s = end_s
+                        request.first_token_s = seen_s
                 if request.generated == request.n_out:
                     rank.running.remove(request)
                     rank.free_blocks += request.blocks
                     request.blocks = 0
-                    self.end(request, COMPLETED, end_s)
+                    self.end(request, COMPLETED, seen_s)
         self.previous_s[replica], self.clock_s[replica] = start_s, end_s
 
     def preempt_youngest(self, rank):
@@ -228,7 +252,7 @@ class Twin:
         return [request for request in decode if request in rank.running], preempted
 
     def ready(self, request, cutoff_s):
-        return request.arrival_s + self.limits.request_overhead_s <= cutoff_s
+        return request.ready_s <= cutoff_s
 
     def final_blocks(self, request):
         return blocks_of(request.n_in + request.n_out - 1, self.limits.block_tokens)

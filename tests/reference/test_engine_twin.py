@@ -63,6 +63,8 @@ def cases(draw):
         least_loaded=draw(st.booleans()),
         closed_loop=closed,
         request_overhead_s=draw(st.sampled_from([0.0, 7.7e-4])),
+        front_request_s=draw(st.sampled_from([0.0, 3.1e-4])),
+        front_token_s=draw(st.sampled_from([0.0, 1.3e-4, 1.1e-3])),
         prefill_first=draw(st.booleans()),
         reserves_output=draw(st.booleans()),
         reserve_start_frac=draw(st.sampled_from([1.0, 0.7])),
