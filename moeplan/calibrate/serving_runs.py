@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from moeplan import metrics
-from moeplan.errors import InputError
 from moeplan.calibrate.published_settings import published_settings
+from moeplan.errors import InputError
 from moeplan.files.engine_defaults import ENGINE_FIELDS, default_engine
 from moeplan.files.hardware_catalog import load_hardware
 from moeplan.files.measured_runs import text_of

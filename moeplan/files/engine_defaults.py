@@ -78,7 +78,8 @@ def default_engine(engine: str, device: Device, tp: int) -> Engine:
     values: dict[str, Any] = {
         ENGINE_FIELDS[key]: default.value for key, default in engine_defaults(engine, device, tp).items()
     }
-    return Engine(name=engine, **values, **_kernels(_path(engine)))
+    values.update(_kernels(_path(engine)))
+    return Engine(name=engine, **values)
 
 
 def _path(engine: str) -> Path:

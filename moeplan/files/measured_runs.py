@@ -28,8 +28,10 @@ SERVING_NUMBERS: tuple[str, ...] = (
     "ttft_ms_median", "tpot_ms", "tpot_ms_median", "itl_ms", "e2e_ms", "e2e_ms_median", "output_tokens_per_s",
     "input_tokens_per_s", "output_tokens_per_s_per_gpu", "requests_per_s",
 )  # fmt: skip
-SERVING_TEXT: tuple[str, ...] = ("run_id", "source", "licence", "measured_on", "model", "model_as_named", "hardware", "weight_precision",
-                "engine", "engine_version", "load", "notes")  # fmt: skip
+SERVING_TEXT: tuple[str, ...] = (
+    "run_id", "source", "licence", "measured_on", "model", "model_as_named", "hardware", "weight_precision",
+    "engine", "engine_version", "load", "notes",
+)  # fmt: skip
 TRAINING_NEEDED: tuple[str, ...] = (
     "run_id",
     "model",

@@ -15,7 +15,6 @@ from moeplan.costs.experts import expert_ffn_time_s
 from moeplan.costs.gemm import gemm_time_s
 from moeplan.costs.parameters import lookup
 from moeplan.costs.projections import Projection
-from moeplan.costs.roofline import activation_bytes_per_value
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.precision import FORMATS
 
@@ -30,19 +29,24 @@ class Operations:
 
     hardware: Hardware
     engine: str
+    fused_quantization: tuple[str, ...] = ()
+    expert_kernels: tuple[str, ...] = ()
 
     def parameters(self, op: str, fmt: str) -> Mapping[str, float]:
         """Values of the operation's parameters, see `costs.parameters.lookup`."""
         return lookup(self.hardware, op, self.engine, fmt).values
 
     def gemm_s(self, tokens: npt.ArrayLike, n: int | float, k: int | float, fmt: str) -> Array:
-        """A weight GEMM, with the quantisation of its input where the arithmetic is narrower than 16 bit."""
-        device = self.hardware.device
-        width = activation_bytes_per_value(FORMATS[fmt], device)
-        time_s = gemm_time_s(tokens, n, k, fmt=FORMATS[fmt], device=device, p=self.parameters("gemm", fmt))
-        if width < ACTIVATION_BYTES:
-            time_s = time_s + self.elementwise_s(np.asarray(tokens, np.float64) * k * (ACTIVATION_BYTES + width))
-        return time_s
+        """A weight GEMM; the quantisation of its input is part of the cost unless the kernel before it does that.
+
+        The tables time a quantisation kernel and a product one after another. Fused, the first writes narrow values in
+        passing, and the product starts like one of 16 bit.
+        """
+        p = self.parameters("gemm", fmt)
+        if fmt in self.fused_quantization:
+            start_s = min(p["launch_s"], self.parameters("gemm", "bf16")["launch_s"])
+            p = {**p, "launch_s": start_s, "quantize_frac": np.inf}
+        return gemm_time_s(tokens, n, k, fmt=FORMATS[fmt], device=self.hardware.device, p=p)
 
     def projections_s(self, tokens: npt.ArrayLike, projections: tuple[Projection, ...], fmt: str) -> Array:
         """Several weight GEMMs one after another."""
@@ -64,20 +68,27 @@ class Operations:
         n_matrices: int,
         fmt: str,
     ) -> Array:
-        """All routed experts of one layer on this GPU."""
-        return expert_ffn_time_s(
-            n_tokens,
-            assignments=assignments,
-            distinct=distinct,
-            max_load=max_load,
-            n_local_experts=n_local_experts,
-            hidden_size=hidden_size,
-            intermediate_size=intermediate_size,
-            n_matrices=n_matrices,
-            fmt=FORMATS[fmt],
-            device=self.hardware.device,
-            p=self.parameters("moe", fmt),
-        )
+        """All routed experts of one layer on this GPU, by the fastest kernel the engine has."""
+        known = self.hardware.efficiency.parameters
+        others = (known.get(("moe", f"{self.engine}/{kernel}", fmt)) for kernel in self.expert_kernels)
+        times = [
+            expert_ffn_time_s(
+                n_tokens,
+                assignments=assignments,
+                distinct=distinct,
+                max_load=max_load,
+                n_local_experts=n_local_experts,
+                hidden_size=hidden_size,
+                intermediate_size=intermediate_size,
+                n_matrices=n_matrices,
+                fmt=FORMATS[fmt],
+                device=self.hardware.device,
+                p=p,
+            )
+            for p in (self.parameters("moe", fmt), *(found.values for found in others if found is not None))
+        ]
+        fastest: Array = np.minimum.reduce(times)
+        return fastest
 
     def elementwise_s(self, n_bytes: npt.ArrayLike) -> Array:
         """One kernel that moves ``n_bytes``."""

@@ -55,7 +55,8 @@ class ServingStep:
 
     @property
     def ops(self) -> Operations:
-        return Operations(self.hardware, self.engine.name)
+        engine = self.engine
+        return Operations(self.hardware, engine.name, engine.fused_quantization, engine.expert_kernels)
 
     def linear_parts_s(self, n_tokens: Array) -> dict[str, Array]:
         """What depends on the number of tokens of a rank only, all layers, by part [s]; each like ``n_tokens``."""
