@@ -24,6 +24,8 @@ Residual = tuple[float, float, float]
 Fits = Mapping[tuple[str, str, str], OpParameters]
 
 TRANSFER_FILE = "transfer.yaml"
+# The C reader is ten times faster; a fitted file has thousands of numbers. Both are safe loaders.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Fit(BaseModel):
@@ -71,11 +73,15 @@ def read_fits(path: Path) -> Fits:
     Raises:
         InputError: with every problem of the file.
     """
-    node = load_yaml(path, what="fitted parameters")
     try:
-        file = FitFile.model_validate(node.plain())
-    except ValidationError as error:
-        raise InputError(problems_of(error, node, FitFile)) from None
+        file = FitFile.model_validate(yaml.load(path.read_bytes(), _Loader))
+    except (ValidationError, yaml.YAMLError, OSError):
+        # The slow reader knows lines and columns.
+        node = load_yaml(path, what="fitted parameters")
+        try:
+            file = FitFile.model_validate(node.plain())
+        except ValidationError as error:
+            raise InputError(problems_of(error, node, FitFile)) from None
     return {
         (f.op, f.engine, f.dtype): OpParameters(
             f.op, f.engine, f.dtype, f.values, Tier(f.tier), f.log_residual, f.source, f.regimes
@@ -97,7 +103,7 @@ def read_document(path: Path) -> dict[str, Any]:
         InputError: as `read_fits`.
     """
     read_fits(path)
-    document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    document: dict[str, Any] = yaml.load(path.read_bytes(), _Loader)
     return document
 
 
@@ -137,12 +143,9 @@ def read_transfer() -> Transfer:
 def _loans(architecture: str) -> Fits:
     rule = read_transfer()
     profiles = data_folder("hardware_profiles")
-    donors = {d: read_fits(f) for d in _all_donors(rule) if (f := newest(profiles / d)) is not None}
+    order = rule.donors.get(architecture) or list(rule.architectures)
+    donors = {d: read_fits(f) for d in order if (f := newest(profiles / d)) is not None}
     return loans(architecture, donors, rule)
-
-
-def _all_donors(rule: Transfer) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(device for devices in rule.donors.values() for device in devices))
 
 
 def loans(architecture: str, donors: Mapping[str, Fits], rule: Transfer) -> Fits:
