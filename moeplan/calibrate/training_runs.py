@@ -19,13 +19,15 @@ from moeplan.planner.training import plan_training
 from moeplan.provenance import Tier
 from moeplan.spec.layout import TrainingLayout
 from moeplan.spec.plan import TrainingResult
-from moeplan.spec.scenario import RoutingAssumption, Training
+from moeplan.spec.routing import RoutingAssumption
+from moeplan.spec.scenario import Training
 from moeplan.spec.uncertainty import ModelError
 from moeplan.spec.workload import Adapter, TrainingWork
 
 Row = Mapping[str, Any]
 
 BALANCED = RoutingAssumption(0.0, "headline training rows force balanced routing")
+OVERLAP = 0.8  # of the traffic that a run overlaps: an estimate, as in the schema
 NATURAL = RoutingAssumption(0.3, "default, an estimate")
 
 
@@ -94,8 +96,26 @@ def _layout(row: Row) -> TrainingLayout:
     dp = stated or int(row["n_gpus"]) // (tp * pp * cp)
     sharded = "fsdp" in text_of(row, "distributed_optimizer").lower()
     return TrainingLayout(
-        tp=tp, pp=pp, vpp=vpp, cp=cp, dp=dp, ep=ep, etp=etp, zero_stage=3 if sharded else 1, recompute=_recompute(row)
-    )
+        tp=tp, pp=pp, vpp=vpp, cp=cp, dp=dp, ep=ep, etp=etp, zero_stage=3 if sharded else 1,
+        recompute=_recompute(row), recompute_modules=_recompute_modules(row),
+    )  # fmt: skip
+
+
+_MODULES = {  # as frameworks name them
+    r"norm": "norm",
+    r"act\b": "activation",
+    r"up_proj": "latent_up",
+    r"core_attn": "attention",
+    r"\bmlp\b": "mlp",
+    r"\bmoe\b": "moe",
+}
+
+
+def _recompute_modules(row: Row) -> tuple[str, ...]:
+    """The modules listed, else what `TrainingLayout` repeats by default."""
+    text = re.sub(r"\(.*", "", text_of(row, "recompute").lower())
+    found = tuple(module for pattern, module in _MODULES.items() if re.search(pattern, text))
+    return found or TrainingLayout().recompute_modules
 
 
 def _recompute(row: Row) -> Literal["none", "selective", "full"]:
@@ -129,9 +149,16 @@ def _work(row: Row) -> TrainingWork:
         gradient_bytes_per_param=4.0,
         adapter=adapter,
         packing_frac=1.0,
-        overlap_comm_frac=0.0 if re.search(r"dp_overlap=false", notes) else 0.8,
-        cuda_graphs="full_iteration" in notes,
+        overlap_comm_frac=_data_overlap(notes),
+        expert_overlap_frac=OVERLAP if re.search(r"ep(_a2a)?_overlap=true|ep overlap on|a2a_overlap=1", notes) else 0.0,
+        cuda_graphs="cuda_graph=full_iteration" in notes,
     )
+
+
+def _data_overlap(notes: str) -> float:
+    """``dp_overlap=gradients/parameters``; frameworks overlap both where nothing is said."""
+    stated = re.search(r"dp_overlap=(true|false)/(true|false)", notes)
+    return OVERLAP * (stated.groups().count("true") / 2 if stated else 1.0)
 
 
 def _format(text: str) -> str:

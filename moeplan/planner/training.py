@@ -12,10 +12,12 @@ from moeplan.provenance import Tier
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.model import LatentAttention, ModelArchitecture
 from moeplan.spec.plan import Q, RoutingResult, TrainingResult
-from moeplan.spec.scenario import RoutingAssumption, Training
+from moeplan.spec.routing import RoutingAssumption
+from moeplan.spec.scenario import Training
 from moeplan.spec.uncertainty import ModelError
 from moeplan.steps.memory import MemoryFit, training_memory
 from moeplan.steps.training import TrainingStep, training_step
+from moeplan.steps.training_layer import KERNELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,7 @@ def training_tier(model: ModelArchitecture, hardware: Hardware, training: Traini
     fmt = training.work.compute_format
     latent = any(isinstance(b, LatentAttention) for layer in model.layers for b in layer.blocks)
     used = [("gemm", fmt), ("mla_prefill" if latent else "attention_prefill", "bf16")]
-    if model.is_moe:
-        used.append(("moe", fmt))
-    return worst_tier(operations_used(hardware, "training", used))
+    return worst_tier(operations_used(hardware, KERNELS, used))
 
 
 def _result(step: TrainingStep, training: Training, time_s: Q) -> TrainingResult:

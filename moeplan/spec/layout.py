@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +34,18 @@ class ServingLayout:
         return self.tp * self.dp // self.ep
 
 
+# Parts of a layer that selective recomputation can repeat (Megatron-Core: layernorm, moe_act, mla_up_proj, core_attn, mlp,
+# moe)
+RECOMPUTE_MODULES: Mapping[str, str] = {
+    "norm": "norms",
+    "activation": "activation functions of the feed-forward",
+    "latent_up": "up-projections of latent attention",
+    "attention": "the attention kernel",
+    "mlp": "dense feed-forward blocks",
+    "moe": "expert blocks, their exchange included",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingLayout:
     """Parallel degrees of a training job with expert parallelism folded over tp x cp x dp (Megatron-Core MoE folding).
@@ -50,6 +63,9 @@ class TrainingLayout:
     sequence_parallel: bool = True
     zero_stage: Literal[0, 1, 2, 3] = 1
     recompute: Literal["none", "selective", "full"] = "selective"
+    # what ``selective`` repeats: keys of `RECOMPUTE_MODULES`
+    recompute_modules: tuple[str, ...] = ("activation", "latent_up", "norm")
+    schedule: Literal["1f1b", "zero_bubble", "dualpipe"] = "1f1b"  # 1f1b is interleaved where vpp > 1
 
     @property
     def n_gpus(self) -> int:

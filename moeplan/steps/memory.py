@@ -28,6 +28,7 @@ from moeplan.spec.model import DenseMlp, Layer, ModelArchitecture, MoeMlp
 from moeplan.spec.plan import MemoryResult
 from moeplan.spec.precision import FORMATS, Precision
 from moeplan.spec.workload import Adapter, Engine, TrainingWork
+from moeplan.steps.pipeline import micro_batches_in_flight
 
 # NCCL: 4 MiB per channel and direction (NCCL_BUFFSIZE default, NCCL user guide, environment variables); 24 channels on
 # an NVLink machine are an estimate of what its topology search picks.
@@ -168,12 +169,17 @@ def training_memory(
         recompute=layout.recompute,
     )
     candidates = []
-    for stage, layers in enumerate(training_stages(model, layout, work)):
+    stages_of = training_stages(model, layout, work)
+    for stage, layers in enumerate(stages_of):
         first, last = stage == 0, stage == layout.pp - 1
         params = layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.etp)
         params += vocabulary_params(model, layout.tp, first=first, last=last)
+        if layout.schedule == "dualpipe":  # a rank holds the weights of two stages (arXiv:2412.19437, table 2)
+            mirror = stages_of[layout.pp - 1 - stage]
+            params += layers_params(mirror, model.hidden_size, layout.tp, layout.ep, layout.etp)
+            params += vocabulary_params(model, layout.tp, first=last, last=first)
         parts = _model_state_bytes(params, model, layers, layout, work)
-        in_flight = _in_flight(stage, n_micro, layout)
+        in_flight = micro_batches_in_flight(layout.schedule, stage, layout.pp, layout.vpp, n_micro)
         parts.update(_activation_bytes(model, layers, layout, work, rule, in_flight, last=last))
         parts["communication"] = COMMUNICATOR_BYTES * sum(
             size > 1 for size in (layout.tp, layout.pp, layout.cp, layout.dp, layout.ep)
@@ -311,21 +317,6 @@ def _model_state_bytes(
         )
         parts["gathered_weights"] = 2 * stored * fullest
     return parts
-
-
-def _in_flight(stage: int, n_micro: int, layout: TrainingLayout) -> float:
-    """Micro batches whose activations a stage holds at the peak, in units of its whole share of layers.
-
-    1F1B: pp - stage (arXiv:2104.04473, section 2.2); interleaved: times 1 + (pp - 1) / (pp vpp) on the first stage
-    (arXiv:2205.05198, section 4.2.3).
-    """
-    if layout.pp == 1:
-        return 1.0
-    if layout.vpp == 1:
-        return float(min(layout.pp - stage, n_micro))
-    # warm-up chunks of rank `stage`: 2 (pp - stage - 1) + (vpp - 1) pp, plus the one running
-    chunks = 2 * (layout.pp - stage - 1) + (layout.vpp - 1) * layout.pp + 1
-    return min(chunks / layout.vpp, float(n_micro))
 
 
 def _activation_bytes(

@@ -24,11 +24,12 @@ from moeplan.spec.model import (
     StateSpace,
 )
 from moeplan.spec.precision import FORMATS
-from moeplan.spec.scenario import RoutingAssumption
+from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.workload import TrainingWork
 from moeplan.steps.memory import active_params, adapter_params, micro_batches, trained_params, training_stages
 from moeplan.steps.mixers import window_tokens
 from moeplan.steps.operations import ACTIVATION_BYTES
+from moeplan.steps.pipeline import pipeline_time_s
 from moeplan.steps.training_layer import Pass, TrainingBlocks
 
 
@@ -64,7 +65,8 @@ def training_step(
 ) -> TrainingStep:
     """Time of one optimizer step.
 
-    Raises ValueError when the batch does not divide, there are more stages than layers, or a needed link is missing.
+    Raises ValueError when the batch does not divide, there are more stages than layers, the schedule does not exist for
+    the layout, or a needed link is missing.
     """
     n_micro = micro_batches(layout, work)
     blocks = TrainingBlocks(hardware, model.hidden_size, layout, work, routing)
@@ -72,12 +74,10 @@ def training_step(
     passes = [
         _stage_pass(model, blocks, layers, first=i == 0, last=i == layout.pp - 1) for i, layers in enumerate(stages)
     ]
-    slowest = max(passes, key=lambda found: found.total_s)
-    breakdown = {part: n_micro * seconds for part, seconds in slowest.parts().items()}
-    # 1F1B: the slowest stage runs all micro batches; the others delay it once, a vpp-th each when interleaved
-    # (arXiv:2104.04473, sections 2.2 and 2.2.2).
-    breakdown["bubble"] = (sum(found.total_s for found in passes) - slowest.total_s) / layout.vpp
-    hidden = {part: n_micro * seconds for part, seconds in slowest.hidden.items()}
+    busiest = _busiest(passes, layout)
+    breakdown = {part: n_micro * seconds for part, seconds in busiest.parts().items()}
+    hidden = {part: n_micro * seconds for part, seconds in busiest.hidden.items()}
+    breakdown.update(_pipeline_parts(blocks, passes, n_micro, n_micro * busiest.total_s))
 
     held = [
         layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.etp)
@@ -146,6 +146,36 @@ def _attention_flop_per_token(block: Block, sequence_tokens: int) -> float:
     return 2.0 * block.n_heads * (key_dim + block.v_head_dim) * visible
 
 
+def _busiest(passes: list[Pass], layout: TrainingLayout) -> Pass:
+    """One micro batch on the busiest rank: its stage, under DualPipe the mean of the two stages it shares."""
+    if layout.schedule != "dualpipe":
+        return max(passes, key=lambda found: found.total_s)
+    ranks = []
+    for own, other in zip(passes, reversed(passes), strict=True):
+        both = Pass()
+        both.merge(own, 0.5)
+        both.merge(other, 0.5)
+        ranks.append(both)
+    return max(ranks, key=lambda found: found.total_s)
+
+
+def _pipeline_parts(blocks: TrainingBlocks, passes: list[Pass], n_micro: int, busy_s: float) -> dict[str, float]:
+    """What the schedule adds to the busiest rank [s]: waiting for other stages, and for activations to arrive."""
+    layout = blocks.layout
+    if layout.pp == 1:
+        return {"bubble": 0.0}
+    same = layout.n_gpus <= blocks.hardware.n_gpus_scale_up
+    n_bytes = blocks.own_tokens * blocks.hidden_size * ACTIVATION_BYTES
+    forward = [found.forward_s for found in passes]
+    inputs = [found.input_gradient_s for found in passes]
+    weights = [found.weight_gradient for found in passes]
+    apart, together = (
+        pipeline_time_s(layout.schedule, forward, inputs, weights, n_micro, vpp=layout.vpp, send_s=send_s)
+        for send_s in (float(blocks.ops.send_s(n_bytes, same_domain=same)), 0.0)
+    )
+    return {"bubble": max(0.0, together - busy_s), "pipeline_send": max(0.0, apart - max(together, busy_s))}
+
+
 def _stage_pass(
     model: ModelArchitecture, blocks: TrainingBlocks, layers: tuple[Layer, ...], *, first: bool, last: bool
 ) -> Pass:
@@ -164,12 +194,8 @@ def _stage_pass(
         lookup = float(blocks.ops.elementwise_s(blocks.own_tokens * model.hidden_size * 2 * ACTIVATION_BYTES))
         found.add("elementwise", lookup, lookup)
     if not work.cuda_graphs:
-        found.add("host", max(0.0, launch_time_s(len(layers), p=HOST_DEFAULTS) - found.total_s), 0.0)
-    if blocks.layout.pp > 1:
-        same = blocks.layout.n_gpus <= blocks.hardware.n_gpus_scale_up
-        n_bytes = blocks.own_tokens * model.hidden_size * ACTIVATION_BYTES
-        send = blocks.layout.vpp * float(blocks.ops.send_s(n_bytes, same_domain=same))
-        found.add_traffic("pipeline_send", send, send, work.overlap_comm_frac)
+        idle = max(0.0, launch_time_s(len(layers), p=HOST_DEFAULTS) - found.total_s)
+        found.add("host", idle / 2, idle / 2)
     return found
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moeplan.costs import routing as expert_routing
+from moeplan.costs.expert_exchange import moe_combine_time_s, moe_dispatch_time_s
 from moeplan.costs.host import HOST_DEFAULTS, SUSTAINED_FRAC, routing_stall_s
 from moeplan.costs.projections import (
     Projection,
@@ -27,11 +28,14 @@ from moeplan.spec.model import (
     StateSpace,
 )
 from moeplan.spec.precision import FORMATS
-from moeplan.spec.scenario import RoutingAssumption
+from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.workload import TrainingWork
 from moeplan.steps.mixers import recurrent_mixer_s, softmax_prefill_s
 from moeplan.steps.operations import ACTIVATION_BYTES, Operations
 
+# Whose measured kernels stand for a training framework's: SGLang's products are PyTorch's (cuBLAS), DeepGEMM's and
+# CUTLASS's, as those of training frameworks are (an assumption; only serving engines are measured).
+KERNELS = "sglang"
 ATTENTION_BACKWARD = 2.5  # five matrix products for two (FlashAttention-2, arXiv:2307.08691, section 4.1)
 SCAN_BACKWARD = 2.0  # estimate: a scan's gradient is two scans
 
@@ -43,6 +47,7 @@ class Pass:
     forward: dict[str, float] = field(default_factory=dict)
     backward: dict[str, float] = field(default_factory=dict)
     recompute: float = 0.0
+    weight_gradient: float = 0.0  # the part of ``backward`` that no earlier stage waits for
     hidden: dict[str, float] = field(default_factory=dict)
 
     def add(self, part: str, forward_s: float, backward_s: float) -> None:
@@ -60,10 +65,16 @@ class Pass:
         for part, seconds in other.hidden.items():
             self.hidden[part] = self.hidden.get(part, 0.0) + times * seconds
         self.recompute += times * other.recompute
+        self.weight_gradient += times * other.weight_gradient
 
     @property
     def forward_s(self) -> float:
         return sum(self.forward.values())
+
+    @property
+    def input_gradient_s(self) -> float:
+        """Backward time up to the gradient that the stage before waits for."""
+        return sum(self.backward.values()) + self.recompute - self.weight_gradient
 
     @property
     def total_s(self) -> float:
@@ -88,7 +99,7 @@ class TrainingBlocks:
 
     @property
     def ops(self) -> Operations:
-        return Operations(self.hardware, "training")
+        return Operations(self.hardware, KERNELS)
 
     @property
     def tokens(self) -> float:
@@ -118,21 +129,23 @@ class TrainingBlocks:
             self._mixer(found, block)
             self._tensor_parallel(found)
         self._norm(found)
-        if self.layout.recompute == "full":
+        module = {DenseMlp: "mlp", MoeMlp: "moe"}.get(type(block))
+        if self.layout.recompute == "full" or (module is not None and self._repeats(module)):
             found.recompute = found.forward_s
-        elif self.layout.recompute == "selective":
-            found.recompute += found.forward.get("elementwise", 0.0)
         return found
+
+    def _repeats(self, module: str) -> bool:
+        """Whether selective recomputation repeats a part of the layer."""
+        return self.layout.recompute == "selective" and module in self.layout.recompute_modules
 
     def head(self, vocab_size: int) -> Pass:
         """Output head and cross entropy."""
         found = Pass()
         share = split(vocab_size, self.layout.tp)
-        frozen = self.work.adapter is not None
         forward = self._gemm_s(self.tokens, share, self.hidden_size, "bf16")
-        found.add(
-            "head", forward, forward + (0.0 if frozen else self._weight_gradient_s(share, self.hidden_size, "bf16"))
-        )
+        if self.work.adapter is None:
+            found.weight_gradient = self._weight_gradient_s(share, self.hidden_size, "bf16")
+        found.add("head", forward, forward + found.weight_gradient)
         # forward: read bf16, write and read fp32, twice for the maximum and the sum; backward: read fp32, write bf16
         loss = float(self.ops.elementwise_s(self.tokens * share * (2 + 4 + 2 * 4)))
         found.add("head", loss, float(self.ops.elementwise_s(self.tokens * share * (4 + 2))))
@@ -143,16 +156,25 @@ class TrainingBlocks:
         return self.work.adapter is not None and self.work.adapter.targets == "all_linear"
 
     def _gemms(
-        self, found: Pass, part: str, projections: tuple[Projection, ...], *, adapted: bool, tokens: float | None = None
+        self,
+        found: Pass,
+        part: str,
+        projections: tuple[Projection, ...],
+        *,
+        adapted: bool,
+        tokens: float | None = None,
+        fmt: str | None = None,
     ) -> None:
         """GEMMs forward, for data and (where trained) weight gradients, with low-rank adapters beside them."""
-        fmt, m = self.work.compute_format, self.tokens if tokens is None else tokens
+        fmt, m = fmt or self.work.compute_format, self.tokens if tokens is None else tokens
         adapter = self.work.adapter
         for p in projections:
             forward = self._gemm_s(m, p.n, p.k, fmt)
             backward = self._gemm_s(m, p.k, p.n, fmt)
             if adapter is None:
-                backward += self._weight_gradient_s(p.n, p.k, fmt, m)
+                gradient = self._weight_gradient_s(p.n, p.k, fmt, m)
+                found.weight_gradient += gradient
+                backward += gradient
             else:
                 dequantise = self._dequantise_s(p.n_weights)
                 forward, backward = forward + dequantise, backward + dequantise
@@ -164,8 +186,9 @@ class TrainingBlocks:
             found.add(part, forward, backward)
 
     def _weight_gradient_s(self, n: float, k: float, fmt: str, tokens: float | None = None) -> float:
-        """The (n, k) gradient: a GEMM that sums over tokens."""
-        return self._gemm_s(n, k, self.tokens if tokens is None else tokens, fmt)
+        """The (n, k) gradient: a GEMM that sums over tokens. Both its inputs are narrow since the other two GEMMs."""
+        ops = replace(self.ops, fused_quantization=(fmt,))
+        return float(ops.gemm_s(n, k, self.tokens if tokens is None else tokens, fmt)) / SUSTAINED_FRAC
 
     def _gemm_s(self, m: float, n: float, k: float, fmt: str) -> float:
         return float(self.ops.gemm_s(m, n, k, fmt)) / SUSTAINED_FRAC
@@ -183,11 +206,15 @@ class TrainingBlocks:
         """Activation function over ``width`` values in and out; its gradient reads them and writes as many."""
         forward = float(self.ops.elementwise_s(tokens * width * ACTIVATION_BYTES))
         found.add("elementwise", forward, 5.0 / 3.0 * forward)
+        if self._repeats("activation"):
+            found.recompute += forward
 
     def _norm(self, found: Pass) -> None:
         """Residual and norm: two reads, two writes; backward reads three and writes one more."""
         forward = float(self.ops.elementwise_s(self.own_tokens * self.hidden_size * 4 * ACTIVATION_BYTES))
         found.add("elementwise", forward, 1.25 * forward)
+        if self._repeats("norm"):
+            found.recompute += forward
 
     def _tensor_parallel(self, found: Pass) -> None:
         """Gather into and scatter out of a block, or one all-reduce; as much backward (arXiv:2205.05198, 4.2.2)."""
@@ -206,7 +233,7 @@ class TrainingBlocks:
     def _mixer(self, found: Pass, block: Mixer) -> None:
         shard = mixer_shard(block, self.hidden_size, self.layout.tp)
         self._gemms(found, "projections", shard.projections, adapted=self.work.adapter is not None)
-        if isinstance(block, LatentAttention) and self.layout.recompute == "selective":
+        if isinstance(block, LatentAttention) and self._repeats("latent_up"):
             for p in shard.projections:
                 if p.name in ("q_up", "kv_up"):
                     found.recompute += self._gemm_s(self.tokens, p.n, p.k, self.work.compute_format)
@@ -224,6 +251,8 @@ class TrainingBlocks:
             return
         core = self._attention_s(block)
         found.add("attention", core, ATTENTION_BACKWARD * core)
+        if self._repeats("attention"):
+            found.recompute += core
         if isinstance(block, SoftmaxAttention):
             rotated = (split(block.n_heads, self.layout.tp) + kv_heads_per_gpu(block, self.layout.tp)) * block.head_dim
         else:
@@ -266,67 +295,45 @@ class TrainingBlocks:
 
     def _moe(self, found: Pass, block: MoeMlp) -> None:
         layout, own = self.layout, self.tokens / self.layout.tp
-        fmt, hidden = self.work.compute_format, self.hidden_size
-        adapted = self._ffn_adapted
+        hidden, adapted = self.hidden_size, self._ffn_adapted
         self._gemms(found, "dense", shared_expert_shard(block, hidden, layout.tp).projections, adapted=adapted)
         if block.shared_intermediate_size:
             self._activation(found, split(block.shared_intermediate_size, layout.tp) * block.n_matrices, self.tokens)
             self._tensor_parallel(found)
         router = (Projection("router", hidden, block.n_experts + block.n_zero_experts),)
-        self._gemms(found, "router", router, adapted=False, tokens=self.own_tokens)
+        self._gemms(found, "router", router, adapted=False, tokens=self.own_tokens, fmt="bf16")
 
         group_tokens = own * layout.ep * layout.etp
         nodes = max(1, layout.ep // self.hardware.n_gpus_scale_up)
         loads = expert_routing.rank_loads(block, group_tokens, layout.ep, self.routing, n_nodes=nodes)
-        assignments = float(loads.assignments)
-        local = split(block.n_experts + self.routing.n_redundant_experts, layout.ep)
-        forward = (
-            float(
-                self.ops.experts_s(
-                    min(group_tokens, assignments),
-                    assignments=assignments,
-                    distinct=float(loads.distinct),
-                    max_load=float(loads.max_load),
-                    n_local_experts=local,
-                    hidden_size=block.expert_hidden_size,
-                    intermediate_size=block.expert_intermediate_size / layout.etp,
-                    n_matrices=block.n_matrices,
-                    fmt=fmt,
-                )
-            )
-            / SUSTAINED_FRAC
-        )
-        dequantise = self._dequantise_s(local * block.n_params_per_expert / layout.etp)
-        gradients = 2.0 if self.work.adapter is None else 1.0  # data and weight gradient, or data only
-        found.add("experts", forward + dequantise, gradients * forward + dequantise)
-        if adapted and self.work.adapter is not None:
-            pair = (block.expert_hidden_size, block.expert_intermediate_size / layout.etp)
-            share = self.work.adapter.rank * sum(pair) / (pair[0] * pair[1])
-            found.add("adapter", share * forward, 2.0 * share * forward)
+        assignments, distinct = float(loads.assignments), float(loads.distinct)
+        self._expert_products(found, block, assignments, distinct)
         self._expert_exchange(found, block, own, assignments, float(loads.mean_assignments))
 
-    def _expert_exchange(
-        self, found: Pass, block: MoeMlp, own: float, assignments: float, mean: float
-    ) -> None:
+    def _expert_products(self, found: Pass, block: MoeMlp, assignments: float, distinct: float) -> None:
+        """Products of the busiest rank's experts, one GEMM after another over each expert's tokens.
+
+        Training frameworks run them through the library of their dense products (grouped GEMM), not through the fused
+        kernels that serving engines measure. Tokens are copied into the order of the experts and back.
+        """
+        width, hidden = split(block.expert_intermediate_size, self.layout.etp), block.expert_hidden_size
+        each = Pass()
+        up = Projection("gate_up", hidden, (block.n_matrices - 1) * width)
+        projections = (up, Projection("down", width, hidden))
+        self._gemms(each, "experts", projections, adapted=self._ffn_adapted, tokens=assignments / distinct)
+        found.merge(each, distinct)
+        self._activation(found, width * block.n_matrices, assignments)
+        copied = 2.0 * float(self.ops.elementwise_s(assignments * hidden * 2 * ACTIVATION_BYTES))
+        found.add("permutation", copied, copied)
+
+    def _expert_exchange(self, found: Pass, block: MoeMlp, own: float, assignments: float, mean: float) -> None:
         layout = self.layout
-        hidden_frac = self.work.overlap_comm_frac
         if layout.ep > 1:
             if not self.work.cuda_graphs:
                 stall = routing_stall_s(split(block.n_experts, layout.ep), p=HOST_DEFAULTS)
                 found.add("host", stall / 2, stall / 2)
-            narrow = FORMATS[self.work.compute_format].bits < 16.0
-            one_way = float(
-                self.ops.expert_exchange_s(
-                    own,
-                    hidden_size=block.expert_hidden_size,
-                    top_k=block.top_k,
-                    n_experts=block.n_experts,
-                    ep=layout.ep,
-                    dispatch_bytes=1.0 if narrow else ACTIVATION_BYTES,
-                    imbalance=assignments / mean,
-                )
-            )
-            found.add_traffic("all_to_all", one_way, one_way, hidden_frac)
+            one_way = self._one_way_s(block, own, assignments / mean)
+            found.add_traffic("all_to_all", one_way, one_way, self.work.expert_overlap_frac)
         if layout.etp > 1:
             n_bytes = assignments * block.expert_hidden_size * ACTIVATION_BYTES
             gather = 2 * float(self.ops.all_gather_s(n_bytes, layout.etp))
@@ -334,3 +341,27 @@ class TrainingBlocks:
         elif layout.tp > 1 and not layout.sequence_parallel:
             gather = float(self.ops.all_gather_s(self.tokens * self.hidden_size * ACTIVATION_BYTES, layout.tp))
             found.add("tensor_parallel", gather, gather)
+
+    def _one_way_s(self, block: MoeMlp, own: float, imbalance: float) -> float:
+        """Dispatch and combine of one direction, by the faster of the two kinds of kernel that are measured.
+
+        Both travel in 16 bit: Megatron-Core's dispatchers quantise after the exchange.
+        """
+        times = [
+            float(
+                time_s(
+                    own,
+                    block.expert_hidden_size,
+                    block.top_k,
+                    n_experts=block.n_experts,
+                    ep=self.layout.ep,
+                    bytes_per_value=ACTIVATION_BYTES,
+                    hardware=self.hardware,
+                    p=self.ops.parameters(f"{kernels}_{way}", "bf16"),
+                    imbalance=imbalance,
+                )
+            )
+            for kernels in ("moe", "nvlink")
+            for way, time_s in (("dispatch", moe_dispatch_time_s), ("combine", moe_combine_time_s))
+        ]
+        return min(times[0] + times[1], times[2] + times[3])
