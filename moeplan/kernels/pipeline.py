@@ -30,7 +30,7 @@ def _put(order: Ints, at: int, kind: int, chain: int, position: int, micro: int,
 def one_f_one_b(rank: int, pp: int, vpp: int, n_micro: int, order: Ints) -> int:
     """1F1B and, with vpp > 1, its interleaved form (Megatron-LM, arXiv:2104.04473, section 2.2): number of operations.
 
-    Interleaved, pp micro batches pass one virtual stage, then the same pp the next; the last group may be smaller.
+    Interleaved, pp micro batches pass one virtual stage, then the same pp the next; ``n_micro`` is a multiple of pp.
     """
     total = n_micro * vpp
     chunks, micros = np.empty(total, np.int64), np.empty(total, np.int64)

@@ -34,8 +34,8 @@ class ServingLayout:
         return self.tp * self.dp // self.ep
 
 
-# Parts of a layer that selective recomputation can repeat (Megatron-Core: layernorm, moe_act, mla_up_proj, core_attn, mlp,
-# moe)
+# Parts of a layer that selective recomputation can repeat (Megatron-Core: layernorm, moe_act, mla_up_proj, core_attn,
+# mlp, moe)
 RECOMPUTE_MODULES: Mapping[str, str] = {
     "norm": "norms",
     "activation": "activation functions of the feed-forward",

@@ -76,6 +76,7 @@ def test_bounds(data, schedule, pp, n_micro, vpp):
     if schedule == "dualpipe":
         pp, n_micro = 2 * pp, 2 * n_micro + 4 * pp
     vpp = vpp if schedule == "1f1b" else 1
+    n_micro *= pp if vpp > 1 else 1
     f, b, w = (data.draw(st.lists(seconds, min_size=pp, max_size=pp)) for _ in range(3))
     found = pipeline_time_s(schedule, f, b, w, n_micro, vpp=vpp)
     whole = np.sum([f, b, w], axis=0)
@@ -108,6 +109,7 @@ def test_in_flight():
 @pytest.mark.parametrize(
     ("schedule", "pp", "vpp", "n_micro", "words"),
     [
+        ("1f1b", 4, 2, 6, "a multiple of pp"),
         ("zero_bubble", 4, 2, 8, "no virtual stages"),
         ("dualpipe", 3, 1, 8, "even number of stages"),
         ("dualpipe", 4, 1, 6, "at least 2 x pp"),
