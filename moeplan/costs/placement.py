@@ -24,7 +24,9 @@ def place(
 
     ``load`` (n_experts,): expected load of each expert, any scale; contiguous and round-robin ignore it.
 
-    Raises ValueError when the slots do not divide evenly over the ranks, or the ranks over the nodes.
+    Hierarchical is greedy where ranks, slots or groups do not divide over the nodes.
+
+    Raises ValueError when the slots do not divide evenly over the ranks.
     """
     n_experts = load.size
     n_slots = n_experts + n_redundant
@@ -34,13 +36,10 @@ def place(
         return np.arange(n_slots).reshape(n_ranks, -1) % n_experts
     if kind == "round_robin":
         return np.ascontiguousarray(np.arange(n_slots).reshape(-1, n_ranks).T) % n_experts
-    if kind == "greedy" or n_nodes == 1:
-        return _balanced(np.arange(n_experts), load, n_ranks, n_slots)
-    if n_ranks % n_nodes or n_slots % n_nodes:
-        raise ValueError(f"{n_ranks} GPUs and {n_slots} slots do not divide over {n_nodes} nodes")
     groups = n_group if n_group % n_nodes == 0 and n_group > 1 else n_experts
-    if groups % n_nodes:
-        raise ValueError(f"{groups} groups of experts do not divide over {n_nodes} nodes")
+    uneven = n_ranks % n_nodes or n_slots % n_nodes or groups % n_nodes
+    if kind == "greedy" or n_nodes == 1 or uneven:
+        return _balanced(np.arange(n_experts), load, n_ranks, n_slots)
     members = np.arange(n_experts).reshape(groups, -1)
     node_of = packed(load[members].sum(axis=1), n_nodes)
     per_node = [members[node_of == node].ravel() for node in range(n_nodes)]

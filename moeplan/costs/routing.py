@@ -245,6 +245,8 @@ def placement_of(block: MoeMlp, routing: RoutingAssumption, load: Array, n_ranks
     if routing.placement_map is not None and len(routing.placement_map) == n_ranks:
         return np.array(routing.placement_map, np.int64)
     n_redundant = routing.n_redundant_experts if n_ranks > 1 else 0  # one GPU gains nothing from copies
+    over = (block.n_experts + n_redundant) % n_ranks  # a layout the copies were not chosen for takes fewer
+    n_redundant -= over if over <= n_redundant else 0
     return place(routing.placement, load, n_ranks, n_redundant=n_redundant, n_nodes=n_nodes, n_group=block.n_group)
 
 

@@ -91,7 +91,9 @@ def _complete(
     degrees = {"serving.layout.ep": serving.layout.ep} if serving is not None else {}
     if training is not None:
         degrees["training.layout.ep"] = training.layout.ep
-    routing, training_routing = resolve_routing(rs, file.routing, model, file.seed, degrees)
+    routing, training_routing = resolve_routing(
+        rs, file.routing, model, file.seed, degrees, comparison.model if comparison is not None else None
+    )
     raise_if_any(rs)
     if money is None:
         raise InputError(rs.problems)

@@ -21,14 +21,27 @@ SECTION: Loc = ("routing",)
 
 
 def resolve_routing(
-    rs: Resolving, file: RoutingFile, model: ModelArchitecture, seed: int, degrees: dict[str, int]
+    rs: Resolving,
+    file: RoutingFile,
+    model: ModelArchitecture,
+    seed: int,
+    degrees: dict[str, int],
+    other: ModelArchitecture | None,
 ) -> tuple[RoutingAssumption, RoutingAssumption]:
-    """Routing in service and while training. ``degrees``: expert-parallel degree by the path of its layout."""
+    """Routing in service and while training.
+
+    ``degrees``: expert-parallel degree by the path of its layout; ``other``: a model it is compared with.
+    """
     if model.is_moe:
         _check_placement(rs, file, model, degrees)
     elif file != RoutingFile():
         rs.problem(SECTION, f"{model.name} is dense: it routes nothing")
-    return tuple(_assumption(rs, file, model, seed, training=t) for t in (False, True))  # type: ignore[return-value]
+    found = _assumption(rs, file, model, seed, training=False)
+    if other is not None and found.law.law == "histogram":
+        width = len(found.law.histogram[0])
+        if any(block.n_experts != width for block in other.moe_blocks):
+            rs.problem(("compare_with", "model"), f"the histogram has {width} experts, {other.name} has others")
+    return found, _assumption(rs, file, model, seed, training=True)
 
 
 def _assumption(
@@ -138,9 +151,7 @@ def _check_placement(rs: Resolving, file: RoutingFile, model: ModelArchitecture,
             slots = n_experts + file.redundant_experts
             if file.redundant_experts and slots % ep:
                 what = f"{n_experts} experts and {file.redundant_experts} copies do not divide over {name} = {ep}"
-                rs.problem(
-                    redundant, what, file.redundant_experts, f"{-n_experts % ep} plus a multiple of {ep}"
-                )
+                rs.problem(redundant, what, file.redundant_experts, f"{-n_experts % ep} plus a multiple of {ep}")
             if file.placement_map is not None:
                 _check_map(rs, file.placement_map, n_experts, name, ep)
 

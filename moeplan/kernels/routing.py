@@ -224,16 +224,19 @@ def _pick_groups(
         n_complete += state[0, g] == needed
         if n_complete < topk_group:
             continue
-        n_sure = 0
+        gain = 1.0 / (1.0 + now / scale)  # the most an arrival from now on can add
+        least = 2.0  # score of the last group that is in, were no other to change
         for g in range(n_group):
-            if state[0, g] == needed:
-                n_better = 0  # groups that are or may yet become better
+            if state[0, g] == needed and state[1, g] < least:
+                n_better = 0
                 for h in range(n_group):
-                    most = state[1, h] + (needed - state[0, h]) / (1.0 + now / scale)
-                    if h != g and (most > state[1, g] or (most == state[1, g] and h < g)):
-                        n_better += 1
-                n_sure += n_better < topk_group
-        if n_sure >= topk_group:
+                    n_better += state[0, h] == needed and state[1, h] > state[1, g]
+                if n_better < topk_group:
+                    least = state[1, g]
+        n_threats = 0
+        for g in range(n_group):
+            n_threats += state[0, g] < needed and state[1, g] + (needed - state[0, g]) * gain > least
+        if n_threats == 0:
             break
     for g in range(n_group):
         n_better = 0

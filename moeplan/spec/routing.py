@@ -62,6 +62,10 @@ class RoutingAssumption:
             return self.popularity
         return Popularity("zipf", self.zipf_exponent) if self.zipf_exponent else Popularity("uniform")
 
+    def in_order(self) -> RoutingAssumption:
+        """The same with experts placed in their own order, without copies."""
+        return replace(self, placement="contiguous", placement_map=None, n_redundant_experts=0, rebalance_steps=None)
+
     def with_skew(self, factor: float) -> RoutingAssumption:
         """The same with popularity's logarithm times ``factor``: 0 is uniform, 1 unchanged."""
         law = self.law
