@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from moeplan.calibrate import serving_runs, training_runs
 from moeplan.calibrate.judge import Judged, Unanswered
@@ -49,6 +50,21 @@ def judge(table: RunTable, results: Sequence[RowResult]) -> tuple[list[Judged], 
         for (metric, by), answers in groups.items()
     ]
     return judged, missing
+
+
+def rows_of(table: RunTable, results: Sequence[RowResult]) -> pd.DataFrame:
+    """Every row as it was read, with prediction, interval and reason for each metric it states."""
+    extra: list[dict[str, object]] = []
+    for result in results:
+        cells: dict[str, object] = {"tier": result.tier.value}
+        for answer in result.answers:
+            q = answer.predicted
+            cells |= {f"{answer.metric}_measured": answer.truth, f"{answer.metric}_predicted": q.value}
+            cells |= {f"{answer.metric}_low": q.low, f"{answer.metric}_high": q.high}
+        for metric, why in result.unanswered:
+            cells[f"{metric}_why"] = why
+        extra.append(cells)
+    return pd.concat([table.frame.reset_index(drop=True), pd.DataFrame(extra)], axis=1)
 
 
 def _by(kind: str, row: Row) -> dict[str, str]:

@@ -10,6 +10,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pandas as pd
+
     from moeplan.calibrate.judge import Judged, Unanswered
 
 
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
 )
 @click.option("--held-out", is_flag=True, help="Only shapes that calibrate uses neither for a fit nor for an interval.")
 def accuracy(runs: Path, as_json: bool, markdown: bool, out: Path | None, held_out: bool) -> int:
-    """Predict every row of measured tables and report MdAPE, MAPE, bias and the coverage of the 90 % intervals.
+    """Predict every row of measured runs and report MdAPE, MAPE, bias and the coverage of the 90 % intervals.
 
-    DIR holds <hardware>/<op>.<engine>.parquet; FILE is one such table.
+    DIR holds tables of operations, <hardware>/<op>.<engine>.parquet. FILE is one such table, or a CSV table of serving
+    or training runs.
     """
     import json
 
@@ -32,12 +35,16 @@ def accuracy(runs: Path, as_json: bool, markdown: bool, out: Path | None, held_o
     from moeplan.cli.progress import progress
 
     with progress("reading") as say:
-        judged, missing = _judge_op_tables(runs, held_out, say)
+        if runs.suffix == ".csv":
+            judged, missing, rows = _judge_runs(runs, held_out, say)
+        else:
+            judged, missing = _judge_op_tables(runs, held_out, say)
+            rows = judge.rows_of(judged)
     report = judge.report(judged, missing)
     if out is not None:
         from moeplan.files.write import write_text
 
-        write_text(out, judge.rows_of(judged).to_csv(index=False, float_format="%.6g"))
+        write_text(out, rows.to_csv(index=False, float_format="%.6g"))
     if as_json:
         click.echo(json.dumps(report, indent=1))
         return 0
@@ -52,8 +59,26 @@ def accuracy(runs: Path, as_json: bool, markdown: bool, out: Path | None, held_o
     return 0
 
 
+def _judge_runs(
+    path: Path, held_out: bool, say: Callable[[str], None]
+) -> tuple[list[Judged], list[Unanswered], pd.DataFrame]:
+    """Serving or training runs of one CSV file."""
+    from moeplan.calibrate import runs
+    from moeplan.files.measured_runs import read_runs
+    from moeplan.files.model_data import load_model_error
+
+    if held_out:
+        raise click.UsageError("--held-out is about shapes of operation tables, not about runs")
+    table = read_runs(path)
+    if table.unknown_columns:
+        click.echo(f"{path}: carried through unread: {', '.join(table.unknown_columns)}", err=True)
+    results = runs.predict(table, load_model_error(), say)
+    judged, missing = runs.judge(table, results)
+    return judged, missing, runs.rows_of(table, results)
+
+
 def _judge_op_tables(runs: Path, held_out: bool, say: Callable[[str], None]) -> tuple[list[Judged], list[Unanswered]]:
-    """Other kinds of runs (serving, training) get a function like this one."""
+    """Operation tables of a folder, or one of them."""
     from moeplan.calibrate import judge
     from moeplan.calibrate.tables import cut, read, table_ops
     from moeplan.errors import InputError, Problem, input_error

@@ -109,7 +109,9 @@ def test_unknown_names_are_refused_with_a_hint(tmp_path):
     (tmp_path / "d").mkdir()
     assert "no tables here" in problems("accuracy", tmp_path / "d")
     (tmp_path / "runs.csv").write_text("a,b\n")
-    assert "parquet" in problems("accuracy", tmp_path / "runs.csv")
+    assert "column run_id" in problems("accuracy", tmp_path / "runs.csv")
+    (tmp_path / "runs.txt").write_text("a,b\n")
+    assert "parquet" in problems("accuracy", tmp_path / "runs.txt")
 
 
 def test_accuracy_answers_or_counts_every_row(tmp_path):
@@ -142,5 +144,5 @@ def test_held_out_rows_are_a_part_and_the_page_has_every_table(tmp_path):
     assert whole == 1000
     assert 120 < part < 280
     page = run("accuracy", path, "--markdown").stdout
-    assert page.startswith("# Accuracy of the operator costs")
+    assert page.startswith("# Accuracy against measured runs")
     assert "| gemm | 1000 |" in page
