@@ -67,6 +67,12 @@ def rows_of(table: RunTable, results: Sequence[RowResult]) -> pd.DataFrame:
     return pd.concat([table.frame.reset_index(drop=True), pd.DataFrame(extra)], axis=1)
 
 
+def group_of(kind: str, row: Row) -> str:
+    """Runs that err together: one model on one hardware under one engine or framework."""
+    by = _by(kind, row)
+    return ", ".join((by["model"], by["hardware"], by["engine"]))
+
+
 def _by(kind: str, row: Row) -> dict[str, str]:
     common = {"model": text_of(row, "model"), "hardware": text_of(row, "hardware")}
     if kind == "serving":

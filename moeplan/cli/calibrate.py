@@ -15,7 +15,7 @@ EXIT_NOT_CONVERGED = 2
 @click.option("--op", "ops", multiple=True, metavar="OP", help="Only tables of this operation; repeatable.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     help="Folder that gets <device>/fitted/<date>.yaml (default: the installation's hardware_profiles).",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of row samples and starting points.")
@@ -33,7 +33,11 @@ def calibrate(
     """Fit the operation costs to TABLES_DIR, a folder of <hardware>/<op>.<engine>.parquet.
 
     Nothing is written when a table is bad. A device with a fit that does not converge keeps its old file (exit code 2).
+    With a CSV table of serving or training runs instead of a folder: learn how wrong whole predictions are, the widths of
+    a plan's intervals; nothing else is fitted, and --out is the file that gets them.
     """
+    if tables.suffix == ".csv":
+        return _learn_model_error(tables, out, source, as_json)
     import json
     from datetime import UTC, datetime
 
@@ -88,3 +92,35 @@ def calibrate(
     for text in failed:
         click.echo(f"not converged, old file kept: {text}", err=True)
     return EXIT_NOT_CONVERGED if failed else 0
+
+
+def _learn_model_error(runs: Path, out: Path | None, source: str, as_json: bool) -> int:
+    """Intervals from measured runs; metrics and tiers without enough of them keep what they had, never narrower."""
+    import json
+    from datetime import UTC, datetime
+
+    from moeplan.calibrate import model_error
+    from moeplan.calibrate.runs import group_of, predict
+    from moeplan.cli.progress import progress
+    from moeplan.files.measured_runs import read_runs
+    from moeplan.files.model_data import load_model_error, model_error_path, model_error_text
+    from moeplan.files.write import write_text
+
+    table, known = read_runs(runs), load_model_error()
+    with progress("reading") as say:
+        results = predict(table, known, say)
+    groups = [group_of(table.kind, row) for row in table.frame.to_dict("records")]
+    stated = f"{source}: {runs.name}, learnt {datetime.now(UTC).date().isoformat()}"
+    learnt, summary = model_error.learn_all(results, groups, known, stated, serving=table.kind == "serving")
+    target = out if out is not None else model_error_path()
+    write_text(target, model_error_text(learnt))
+    if as_json:
+        click.echo(json.dumps({"written": str(target), "learnt": summary}, indent=1))
+    else:
+        for line in summary:
+            click.echo(
+                f"{line['metric']} ({line['tier']}): {line['low']:+.3f} to {line['high']:+.3f} from {line['n_runs']} runs of "
+                f"{line['n_groups']} groups; coverage of groups left out {line['cross_coverage']:.0%}"
+            )
+        click.echo(f"wrote {target}")
+    return 0

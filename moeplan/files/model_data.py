@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -59,3 +60,22 @@ def load_model_error() -> ModelError:
             for metric, tiers in _read(MODEL_ERROR).items()
         }
     )
+
+
+def model_error_path() -> Path:
+    """The installed file of prediction errors."""
+    return Path(str(files("moeplan"))) / "data" / MODEL_ERROR
+
+
+def model_error_text(error: ModelError) -> str:
+    """``error`` as the data file."""
+    lines = [
+        "# How wrong whole predictions are: 5 % and 95 % quantile of ln(measured / predicted), by metric and by the worst tier of",
+        "# the operation parameters behind a prediction (docs/method/uncertainty.md). n_runs 0 marks an estimate.",
+    ]
+    for metric, tiers in error.by_metric.items():
+        lines.append(f"{metric}:")
+        for tier, e in tiers.items():
+            source = json.dumps(e.source)
+            lines.append(f"  {tier.value}: {{low: {e.low:g}, high: {e.high:g}, n_runs: {e.n_runs}, source: {source}}}")
+    return "\n".join(lines) + "\n"
