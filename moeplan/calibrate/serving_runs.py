@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -218,7 +219,9 @@ def _traffic(row: Row, engine: Engine) -> Traffic:
     if load == "closed_loop":
         if not count:
             raise ValueError("a closed loop without its number of users")
-        arrivals = Arrivals("closed_loop", None, count, REQUESTS_PER_USER * count, 0)
+        stated = re.search(r"means over (\d+) requests", text_of(row, "notes"))
+        total = int(stated[1]) if stated else REQUESTS_PER_USER * count
+        arrivals = Arrivals("closed_loop", None, count, max(total, count), 0)
     elif load in ("burst", "static"):
         count = count or _requests_in_notes(row)
         arrivals = Arrivals("all_at_once", None, None, count, 0)
@@ -232,8 +235,7 @@ def _traffic(row: Row, engine: Engine) -> Traffic:
         arrivals = Arrivals("poisson", rate, None, 1000, 100)
     else:
         raise ValueError(f"load {load!r} is not known")
-    ratio = float(row.get("length_ratio", math.nan))
-    prompt, answer = (_lengths(row[key], ratio if ratio > 0.0 else 1.0) for key in ("input_tokens", "output_tokens"))
+    prompt, answer = (_lengths(row, row[key]) for key in ("input_tokens", "output_tokens"))
     return Traffic(arrivals, None, prompt, answer)
 
 
@@ -244,7 +246,12 @@ def _requests_in_notes(row: Row) -> int:
     return int(first)
 
 
-def _lengths(tokens: float, ratio: float) -> LengthDistribution:
+def _lengths(row: Row, tokens: float) -> LengthDistribution:
+    if "range-ratio default 0" in text_of(row, "notes"):  # means of lengths between nothing and the nominal one
+        return LengthDistribution("uniform", tokens, 1, max(1, round(2.0 * tokens)))
+    ratio = float(row.get("length_ratio", math.nan))
+    if not ratio > 0.0:
+        ratio = 1.0
     high = max(1, round(tokens))
     low = max(1, round(ratio * high))
     if low == high:

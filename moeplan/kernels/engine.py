@@ -33,6 +33,7 @@ N_COUNTERS = 4
 REQUEST = np.dtype(
     [
         ("arrival_s", "f8"),
+        ("pause_s", "f8"),  # closed loop: from its end to its user's next request
         ("ready_s", "f8"),  # through the front end, in its rank's queue
         ("scheduled_s", "f8"),
         ("first_token_s", "f8"),
@@ -459,7 +460,8 @@ def _end_request(limits, requests, pool, request, outcome, end_s):
     requests[request].outcome = outcome
     pool.counters[N_ENDED] += 1
     if limits.closed_loop:
-        _heap_push(pool.user_ready_s, pool.user_last, pool.counters[N_USERS_READY], end_s, request)
+        ready_s = end_s + requests[request].pause_s
+        _heap_push(pool.user_ready_s, pool.user_last, pool.counters[N_USERS_READY], ready_s, request)
         pool.counters[N_USERS_READY] += 1
 
 

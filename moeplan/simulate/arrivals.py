@@ -21,6 +21,7 @@ class Requests:
     input_tokens: npt.NDArray[np.int64]
     output_tokens: npt.NDArray[np.int64]
     n_users: int  # closed loop; 0 otherwise
+    pause_s: npt.NDArray[np.float64]  # closed loop: between a request's end and its user's next
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)
@@ -37,7 +38,7 @@ def draw_requests(traffic: Traffic, seed: int) -> Requests:
     if n < 1:
         raise ValueError(f"n_requests: at least 1 (got {n})")
     # Separate streams: changing the arrivals leaves the lengths as they were.
-    times, prompts, answers = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
+    times, prompts, answers, pauses = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
     n_users = 0
     if arrivals.kind == "trace":
         arrival_s = _trace_times(traffic, n)
@@ -48,6 +49,8 @@ def draw_requests(traffic: Traffic, seed: int) -> Requests:
         n_users = arrivals.n_users or 0
         if n_users < 1:
             raise ValueError(f"n_users: a closed loop needs at least 1 (got {arrivals.n_users})")
+        if not 0.0 <= arrivals.think_s < _MAX_SPAN_S:
+            raise ValueError(f"think_s: must be finite and not negative (got {arrivals.think_s})")
         arrival_s = np.full(n, np.nan)
     else:
         arrival_s = np.zeros(n)
@@ -58,6 +61,7 @@ def draw_requests(traffic: Traffic, seed: int) -> Requests:
         input_tokens=_lengths(traffic, "input_tokens", n, prompts),
         output_tokens=_lengths(traffic, "output_tokens", n, answers),
         n_users=n_users,
+        pause_s=pauses.exponential(1.0, n) * (arrivals.think_s if n_users else 0.0),
     )
 
 

@@ -227,7 +227,7 @@ def kernel_table(table: StepTable) -> kernel.Table:
 
 def _request_state(requests: Requests) -> npt.NDArray[np.void]:
     state = np.zeros(len(requests), dtype=kernel.REQUEST)
-    for name in ("arrival_s", "input_tokens", "output_tokens"):
+    for name in ("arrival_s", "pause_s", "input_tokens", "output_tokens"):
         state[name] = getattr(requests, name)
     for name in ("ready_s", "scheduled_s", "first_token_s", "finish_s"):
         state[name] = np.nan

@@ -37,7 +37,8 @@ class Arrivals:
     """When requests come.
 
     trace: the trace's own times, scaled to ``rate_per_s`` when that is set; poisson: exponential gaps;
-    closed_loop: ``n_users`` users without think time; all_at_once: everything at time zero.
+    closed_loop: ``n_users`` users who all send at time zero, and each again ``think_s`` (mean of an exponential) after
+    its last answer; all_at_once: everything at time zero.
     """
 
     kind: Literal["trace", "poisson", "closed_loop", "all_at_once"]
@@ -45,6 +46,7 @@ class Arrivals:
     n_users: int | None
     n_requests: int  # simulated
     warmup_requests: int  # not counted in the percentiles
+    think_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,8 +265,12 @@ class ServingStep:
     @property
     def eager_floor_s(self) -> float:
         """Host time of an iteration that runs outside captured graphs."""
-        n_moe = sum(isinstance(block, MoeMlp) for layer in self.model.layers for block in layer.blocks)
-        return self.engine.eager_layer_s * self.model.n_layers + self.engine.eager_experts_s * n_moe
+        blocks = [block for layer in self.model.layers for block in layer.blocks]
+        n_moe = sum(isinstance(block, MoeMlp) for block in blocks)
+        # Latent attention and recurrences take about twice the launches of softmax attention and its MLP.
+        n_long = sum(not isinstance(block, SoftmaxAttention | DenseMlp | MoeMlp) for block in blocks)
+        layers_s = self.engine.eager_layer_s * (self.model.n_layers + n_long)
+        return layers_s + self.engine.eager_experts_s * n_moe
 
 
 def step_parts_s(step: ServingStep, iteration: Iteration) -> dict[str, float]:
@@ -312,7 +316,8 @@ def compile_step_table(
     batch = _grid(1, max(engine.max_num_seqs, 2), 2)
     corners = [window for block, _ in step._mixers() if (window := _corner(block)) is not None]
     context = _grid(1, max(model.max_context_tokens, 2), 1, corners)
-    query = _grid(1, most_tokens, 4)
+    # without chunks the longest prompt runs whole
+    query = _grid(1, most_tokens if engine.chunked_prefill else max(most_tokens, model.max_context_tokens), 4)
     cached = np.concatenate([[0.0], _grid(64, max(model.max_context_tokens, 128), 1, corners)])
     rows = _grid(1, max(engine.max_num_seqs, 2), 2)
     return StepTable(

@@ -69,7 +69,7 @@ def interpolate2(grid0, grid1, values, x0, x1):
 class Twin:
     """Runs the arrays of `kernels.engine` requests; ``requests`` and ``iterations`` hold the result."""
 
-    def __init__(self, table, limits, n_replicas, arrival_s, n_in, n_out, n_users=0):
+    def __init__(self, table, limits, n_replicas, arrival_s, n_in, n_out, n_users=0, pause_s=None):
         self.table, self.limits = table, limits
         self.n_replicas = n_replicas
         n_ranks = n_replicas * limits.ranks_per_replica
@@ -83,6 +83,7 @@ class Twin:
         self.requests = [
             Request(i, float(a), int(p), int(o)) for i, (a, p, o) in enumerate(zip(arrival_s, n_in, n_out, strict=True))
         ]
+        self.pause_s = [0.0] * len(self.requests) if pause_s is None else list(pause_s)
         self.user_ready_s = [0.0] * n_users
         self.next = 0
         self.dispatched = 0
@@ -162,7 +163,7 @@ class Twin:
     def end(self, request, outcome, end_s):
         request.outcome, request.finish_s = outcome, end_s
         if self.limits.closed_loop:
-            self.user_ready_s.append(end_s)
+            self.user_ready_s.append(end_s + self.pause_s[request.index])
 
     def iterate(self, replica):
         start_s = self.clock_s[replica]

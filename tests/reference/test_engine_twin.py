@@ -77,7 +77,9 @@ def cases(draw):
     lengths = st.lists(st.integers(0, 40), min_size=n, max_size=n)
     gaps_s = draw(st.lists(st.sampled_from([0.0, 1.3e-3, 1.71e-2, 0.153]), min_size=n, max_size=n))
     arrival_s = np.full(n, np.nan) if closed else np.cumsum(gaps_s)
-    requests = Requests(arrival_s, np.array(draw(lengths)), np.array(draw(lengths)), draw(st.integers(1, 6)) * closed)
+    pause_s = np.array(draw(st.lists(st.sampled_from([0.0, 0.0, 2.3e-2]), min_size=n, max_size=n)))
+    n_users = draw(st.integers(1, 6)) * closed
+    requests = Requests(arrival_s, np.array(draw(lengths)), np.array(draw(lengths)), n_users, pause_s)
     return draw(tables()), limits, draw(st.integers(1, 3)), requests
 
 
@@ -93,9 +95,8 @@ def run_kernel(table, limits, n_replicas, requests, windows_s=()):
 def test_kernel_gives_the_events_of_the_twin(case):
     table, limits, n_replicas, requests = case
     run = run_kernel(*case)
-    twin = Twin(
-        table, limits, n_replicas, requests.arrival_s, requests.input_tokens, requests.output_tokens, requests.n_users
-    ).run()
+    lengths = requests.input_tokens, requests.output_tokens
+    twin = Twin(table, limits, n_replicas, requests.arrival_s, *lengths, requests.n_users, requests.pause_s).run()
     state = run.requests
     assert state["outcome"].tolist() == [r.outcome for r in twin.requests]
     assert state["rank"].tolist() == [r.rank for r in twin.requests]
