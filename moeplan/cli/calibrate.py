@@ -33,8 +33,8 @@ def calibrate(
     """Fit the operation costs to TABLES_DIR, a folder of <hardware>/<op>.<engine>.parquet.
 
     Nothing is written when a table is bad. A device with a fit that does not converge keeps its old file (exit code 2).
-    With a CSV table of serving or training runs instead of a folder: learn how wrong whole predictions are, the widths of
-    a plan's intervals; nothing else is fitted, and --out is the file that gets them.
+    With a CSV table of serving or training runs instead of a folder: learn how wrong whole predictions are, the widths
+    of a plan's intervals; nothing else is fitted, and --out is the file that gets them.
     """
     if tables.suffix == ".csv":
         return _learn_model_error(tables, out, source, as_json)
@@ -118,9 +118,10 @@ def _learn_model_error(runs: Path, out: Path | None, source: str, as_json: bool)
         click.echo(json.dumps({"written": str(target), "learnt": summary}, indent=1))
     else:
         for line in summary:
+            evidence = f"{line['n_runs']} runs of {line['n_groups']} groups"
             click.echo(
-                f"{line['metric']} ({line['tier']}): {line['low']:+.3f} to {line['high']:+.3f} from {line['n_runs']} runs of "
-                f"{line['n_groups']} groups; coverage of groups left out {line['cross_coverage']:.0%}"
+                f"{line['metric']} ({line['tier']}): {line['low']:+.3f} to {line['high']:+.3f} from {evidence}; "
+                f"coverage of groups left out {line['cross_coverage']:.0%}"
             )
         click.echo(f"wrote {target}")
     return 0
