@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moeplan import metrics
-from moeplan.costs import routing as expert_routing
 from moeplan.planner.intervals import hull, operations_used, scaled_table, widened, worst_tier
+from moeplan.planner.routing import routing_result
 from moeplan.provenance import Tier
 from moeplan.simulate.deployment import Deployment
+from moeplan.simulate.routing_steps import serving_step
 from moeplan.simulate.serving import EventLog
 from moeplan.spec.plan import Percentiles, Q, RoutingResult, ServingResult
 from moeplan.spec.scenario import Serving
 from moeplan.spec.uncertainty import ModelError
 from moeplan.steps.memory import MemoryFit
-from moeplan.steps.operations import ACTIVATION_BYTES
 from moeplan.steps.serving import Iteration, step_parts_s
 from moeplan.steps.table import StepTable
 
@@ -188,27 +188,9 @@ def _mean_iteration(log: EventLog, serving: Serving) -> Iteration:
 
 
 def _routing(deployment: Deployment, iteration: Iteration) -> RoutingResult | None:
-    """Expert load of the mean decode step. The law is an assumption: intervals span no skew to twice as much."""
-    blocks = deployment.model.moe_blocks
-    layout = deployment.serving.layout
-    if not blocks or iteration.decode_batch <= 0.0:
+    """Routing of the mean decode step."""
+    if not deployment.model.is_moe or iteration.decode_batch <= 0.0:
         return None
-    block, tokens = blocks[0], iteration.decode_batch * layout.dp
-    imbalance, distinct, dropped = [], [], []
-    for factor in (1.0, 0.0, 2.0):
-        routing = deployment.routing.with_skew(factor)
-        loads = expert_routing.rank_loads(block, tokens, layout.ep, routing)
-        chosen = expert_routing.of_block(block, routing)
-        imbalance.append(float(loads.max_load) * block.n_experts / float(loads.mean_assignments * layout.ep))
-        distinct.append(float(np.mean([expert_routing.expected_distinct(tokens, p) for p in chosen])))
-        dropped.append(1.0 - float(loads.kept_frac))
-    sent = 0.0
-    if layout.ep > 1:
-        remote = (layout.ep - 1) / layout.ep
-        sent = sum(2 * b.top_k * remote * deployment.model.hidden_size * ACTIVATION_BYTES for b in blocks)
-    return RoutingResult(
-        imbalance_max_over_mean=hull(*imbalance),
-        dropped_frac=hull(*dropped),
-        all_to_all_bytes_per_token=sent,
-        distinct_experts_per_decode_step=hull(*distinct),
-    )
+    serving = deployment.serving
+    step = serving_step(deployment.model, deployment.hardware, serving, "decode", iteration.decode_batch)
+    return routing_result(step, deployment.routing, exchanges=serving.layout.dp > 1, decoding=True)

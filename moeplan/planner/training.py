@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from moeplan.costs.reliability import goodput_frac
 from moeplan.planner.intervals import exact, from_log_error, operations_used, worst_tier
+from moeplan.planner.routing import routing_result
 from moeplan.provenance import Tier
+from moeplan.simulate.routing_steps import training_step as routing_step
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.model import LatentAttention, ModelArchitecture
 from moeplan.spec.plan import Q, RoutingResult, TrainingResult
@@ -52,10 +54,20 @@ def plan_training(
     return TrainingOutcome(
         fit=fit,
         result=_result(step, training, from_log_error(step.step_time_s, error.of("training_step", tier))),
-        routing=None,
+        routing=_routing(model, hardware, training, routing),
         time_breakdown=step.breakdown,
         tier=tier,
     )
+
+
+def _routing(
+    model: ModelArchitecture, hardware: Hardware, training: Training, routing: RoutingAssumption
+) -> RoutingResult | None:
+    """Routing of one micro-batch."""
+    if not model.is_moe:
+        return None
+    step = routing_step(model, hardware, training)
+    return routing_result(step, routing, exchanges=training.layout.ep > 1, decoding=False)
 
 
 def training_tier(model: ModelArchitecture, hardware: Hardware, training: Training) -> Tier:

@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 TOKEN_LAYERS = 12_000_000  # tokens x layers routed one by one in a simulation: a few seconds
 _GROUPED_FRAC = 0.2  # of them where group limits need more draws per token
-MOST_STEPS, LEAST_STEPS = 200, 8
+MOST_STEPS, LEAST_STEPS, FEWEST_STEPS = 200, 8, 3
 TILE_ROWS = 16  # rows of the smallest block of a fused MoE kernel: every touched expert is padded to it
 _SAMPLED_TOKENS = 256  # per source, for the traffic of a step whose counts are drawn at once
 _BINOMIAL_VARIANCE = 50.0  # below it a count is drawn binomially, above it as a normal
@@ -54,6 +54,7 @@ class Spread:
     mean: float
     p50: float
     p90: float
+    p95: float
     p99: float
     most: float
 
@@ -85,21 +86,31 @@ class RoutingSimulation:
     n_redundant_experts: int
 
 
-def simulate_routing(step: RoutingStep, routing: RoutingAssumption, *, n_steps: int | None = None) -> RoutingSimulation:
-    """Route ``n_steps`` steps (default: as many as a few seconds allow, 8 to 200).
+def simulate_routing(
+    step: RoutingStep,
+    routing: RoutingAssumption,
+    *,
+    n_steps: int | None = None,
+    n_layers: int | None = None,
+    token_layers: int = TOKEN_LAYERS,
+) -> RoutingSimulation:
+    """Route ``n_steps`` steps through ``n_layers`` layers at most (default: all).
+
+    Without ``n_steps`` as many as the budget ``token_layers`` allows, 3 to 200; layers are thinned out to afford 8.
 
     Raises ValueError when experts and copies do not divide over GPUs or nodes.
     """
     per_layer = max(step.n_tokens, 1)
     plain = all(costs.layer_choices(b, routing, 0).method == kernel.PLAIN for b in set(step.blocks))
-    affordable = int(TOKEN_LAYERS * (1.0 if plain else _GROUPED_FRAC))
-    layers = _spaced(len(step.blocks), max(1, affordable // (LEAST_STEPS * per_layer)))
-    by_counts = plain and routing.capacity_factor is None and len(layers) < len(step.blocks)
+    affordable = int(token_layers * (1.0 if plain else _GROUPED_FRAC))
+    wanted = min(n_layers or len(step.blocks), len(step.blocks))
+    layers = _spaced(len(step.blocks), min(wanted, max(1, affordable // (LEAST_STEPS * per_layer))))
+    by_counts = plain and routing.capacity_factor is None and len(layers) < wanted
     if by_counts:
-        layers = tuple(range(len(step.blocks)))
+        layers = _spaced(len(step.blocks), wanted)
         n_steps = n_steps or MOST_STEPS // 4
     elif n_steps is None:
-        n_steps = int(np.clip(affordable // (per_layer * len(layers)), LEAST_STEPS, MOST_STEPS))
+        n_steps = int(np.clip(affordable // (per_layer * len(layers)), FEWEST_STEPS, MOST_STEPS))
     states = [_Layer(step, routing, layer) for layer in layers]
     advance: Callable[[_Layer, int], _Outcome] = _Layer.by_counts if by_counts else _Layer.by_tokens
     outcomes = []
@@ -303,8 +314,8 @@ def _unconditioned(own: Array) -> Array:
 
 
 def _spread(values: Array) -> Spread:
-    p50, p90, p99 = np.percentile(values, (50.0, 90.0, 99.0))
-    return Spread(float(values.mean()), float(p50), float(p90), float(p99), float(values.max()))
+    percentiles = (float(p) for p in np.percentile(values, (50.0, 90.0, 95.0, 99.0)))
+    return Spread(float(values.mean()), *percentiles, float(values.max()))
 
 
 def _summary(

@@ -84,10 +84,16 @@ class MemoryResult:
 
 @dataclass(frozen=True, slots=True)
 class RoutingResult:
-    imbalance_max_over_mean: Q
+    """Routing of the mean decode step (serving) or of a micro-batch (training), percentiles over steps."""
+
+    imbalance_max_over_mean: Q  # fullest expert over the mean expert
+    straggler_over_mean: Percentiles  # busiest expert-parallel GPU over the mean GPU, by token-expert pairs
     dropped_frac: Q
+    padding_frac: float
     all_to_all_bytes_per_token: float
     distinct_experts_per_decode_step: Q | None
+    n_steps_simulated: int
+    path: str  # "tokens": routed one by one; "counts": drawn at once
 
 
 @dataclass(frozen=True, slots=True)
