@@ -153,6 +153,7 @@ def deployment_of(row: Row) -> Deployment:
     longest = longest_prompt + _longest(traffic.output_tokens)
     settings = published_settings(row)
     kv = settings.pop("kv_cache", None)
+    settings.pop("requests_per_user", None)
     engine = replace(engine, max_num_seqs=most, **{ENGINE_FIELDS[key]: value for key, value in settings.items()})
     # Without chunks an iteration must hold a prompt beside all decoding sequences: operators size it so (InferenceX).
     whole = 0 if engine.chunked_prefill else -(-(longest_prompt + most_users + 64) // 64) * 64
@@ -220,7 +221,8 @@ def _traffic(row: Row, engine: Engine) -> Traffic:
         if not count:
             raise ValueError("a closed loop without its number of users")
         stated = re.search(r"means over (\d+) requests", text_of(row, "notes"))
-        total = int(stated[1]) if stated else REQUESTS_PER_USER * count
+        per_user = published_settings(row).get("requests_per_user", REQUESTS_PER_USER)
+        total = int(stated[1]) if stated else per_user * count
         arrivals = Arrivals("closed_loop", None, count, max(total, count), 0)
     elif load in ("burst", "static"):
         count = count or _requests_in_notes(row)

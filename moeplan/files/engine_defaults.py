@@ -48,6 +48,7 @@ ENGINE_FIELDS = {
     "output_reserve_end": "output_reserve_end_frac",
     "output_reserve_iterations": "output_reserve_iterations",
     "receive_iterations": "receive_iterations",
+    "dp_balance_iterations": "dp_balance_iterations",
     "batch_wait_iterations": "batch_wait_iterations",
     "batch_wait_tokens": "batch_wait_tokens_frac",
 }

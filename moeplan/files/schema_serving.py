@@ -87,6 +87,11 @@ class EngineFile(Section):
     receive_iterations: Count | None = Field(
         default=None, description="Decode iterations between looks at new requests (SGLang scheduler-recv-interval)."
     )
+    dp_balance_iterations: CountOrZero | None = Field(
+        default=None,
+        description="Attention data-parallel ranks start prompts together, or after so many iterations "
+        "(TensorRT-LLM attention_dp_config enable_balance, timeout_iters); 0: each on its own.",
+    )
     batch_wait_iterations: CountOrZero | None = Field(
         default=None,
         description="Iterations for which prompts wait for company (TensorRT-LLM batch_wait_timeout_iters).",

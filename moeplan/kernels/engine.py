@@ -90,6 +90,7 @@ REPLICA = np.dtype(
         ("n_iterations", "i8"),
         ("received_s", "f8"),  # requests ready by then have been looked at
         ("n_unreceived", "i8"),  # iterations since
+        ("n_unbalanced", "i8"),  # iterations without prompts on all ranks
         # Front end: one server for requests on their way in and tokens on their way out
         ("front_s", "f8"),  # free again, the tokens of the last iteration aside
         ("posted_s", "f8"),  # end of the last iteration
@@ -140,6 +141,7 @@ class Limits(NamedTuple):
     receive_iterations: int  # new requests are looked at every so many decode iterations, after prompts, and when idle
     wait_iterations: int  # prompts are held back for so many iterations while others decode ...
     wait_tokens: float  # ... unless the iteration has so many tokens
+    balance_iterations: int  # ranks start prompts together, or after so many iterations; 0: each on its own
 
 
 class Seats(NamedTuple):
@@ -312,14 +314,15 @@ def _reserve_frac(limits, ranks, rank):
 
 
 @njit
-def _compose(table, limits, requests, ranks, seats, rank, now_s, cutoff_s):
-    """Composes a rank's next iteration from requests ready by ``cutoff_s``. Returns its time [s], 0 when idle."""
+def _compose(table, limits, requests, ranks, seats, rank, now_s, cutoff_s, admits):
+    """Composes a rank's next iteration, with requests ready by ``cutoff_s`` if it ``admits`` any. Returns its time [s],
+    0 when idle."""
     prefill_tokens = 0
     attention_s = 0.0
     if limits.prefill_first:
         budget = limits.max_num_batched_tokens
         prefill_tokens, attention_s = _take_prompts(
-            table, limits, requests, ranks, seats, rank, now_s, cutoff_s, budget, True
+            table, limits, requests, ranks, seats, rank, now_s, cutoff_s, budget, admits
         )
     preempted = False
     ranks[rank].n_emitting = 0
@@ -332,7 +335,7 @@ def _compose(table, limits, requests, ranks, seats, rank, now_s, cutoff_s):
         ranks[rank].n_emitting = ranks[rank].n_decoding
     n_emitting = ranks[rank].n_emitting
     if not limits.prefill_first:
-        admits = not preempted and not _holds_back(limits, requests, ranks, rank, cutoff_s)
+        admits = admits and not preempted and not _holds_back(limits, requests, ranks, rank, cutoff_s)
         budget = limits.max_num_batched_tokens - n_emitting
         prefill_tokens, attention_s = _take_prompts(
             table, limits, requests, ranks, seats, rank, now_s, cutoff_s, budget, admits
@@ -377,6 +380,28 @@ def _holds_back(limits, requests, ranks, rank, cutoff_s):
         ranks[rank].n_waited = 0
         return False
     ranks[rank].n_waited += 1
+    return True
+
+
+@njit
+def _unbalanced(limits, requests, ranks, pool, replica, cutoff_s):
+    """Whether prompts wait until all ranks have some (TensorRT-LLM's attention data-parallel balance)."""
+    all_prompts = True
+    all_decode = True
+    first = replica * limits.ranks_per_replica
+    for rank in range(first, first + limits.ranks_per_replica):
+        head = ranks[rank].queue_head
+        has_prompt = ranks[rank].prefilling >= 0
+        if not has_prompt and _ready(limits, requests, head, cutoff_s):
+            has_seat = ranks[rank].n_decoding < limits.max_num_seqs
+            has_prompt = has_seat and _fits(limits, requests, ranks, rank, head, np.int64(0))
+        all_prompts = all_prompts and has_prompt
+        all_decode = all_decode and ranks[rank].n_decoding > 0
+    pool.replicas[replica].n_unbalanced += 1
+    late = pool.replicas[replica].n_unbalanced >= limits.balance_iterations
+    if all_prompts or late or not all_decode:
+        pool.replicas[replica].n_unbalanced = 0
+        return False
     return True
 
 
@@ -535,8 +560,10 @@ def _decode_run(table, limits, ranks, seats, pool, replica, steps, limit_s):
         ranks[rank].low_tokens = -1.0  # no context cell yet
         ranks[rank].high_tokens = -1.0
     n_tokens = np.int64(0)
+    all_decode = True
     for rank in range(first, last):
         n_tokens += ranks[rank].n_decoding
+        all_decode = all_decode and ranks[rank].n_decoding > 0
     clock_s = pool.replicas[replica].clock_s
     start_s = pool.replicas[replica].previous_s
     begin_s = clock_s
@@ -580,6 +607,9 @@ def _decode_run(table, limits, ranks, seats, pool, replica, steps, limit_s):
         ranks[rank].running_time_s += n * (clock_s - begin_s)
         used = limits.n_blocks - ranks[rank].free_blocks
         ranks[rank].peak_blocks = max(ranks[rank].peak_blocks, used)
+    if limits.balance_iterations > 0 and done > 0:
+        n_unbalanced = pool.replicas[replica].n_unbalanced + done
+        pool.replicas[replica].n_unbalanced = n_unbalanced % limits.balance_iterations if all_decode else 0
     pool.replicas[replica].busy_s += clock_s - begin_s
     pool.replicas[replica].n_iterations += done
     pool.replicas[replica].clock_s = clock_s
@@ -695,10 +725,11 @@ def _advance(table, limits, requests, ranks, seats, pool, replica, limit_s):
             if not running:
                 pool.replicas[replica].n_unreceived = limits.receive_iterations
             cutoff_s = _receive(limits, pool, replica, cutoff_s)
+        admits = limits.balance_iterations == 0 or not _unbalanced(limits, requests, ranks, pool, replica, cutoff_s)
         step_s = 0.0
         has_prompts = False
         for rank in range(first, last):
-            step_s = max(step_s, _compose(table, limits, requests, ranks, seats, rank, start_s, cutoff_s))
+            step_s = max(step_s, _compose(table, limits, requests, ranks, seats, rank, start_s, cutoff_s, admits))
             has_prompts = has_prompts or ranks[rank].n_joining > 0 or ranks[rank].prefilling >= 0
         pool.replicas[replica].n_unreceived += limits.receive_iterations if has_prompts else 1
         end_s = start_s + step_s

@@ -112,8 +112,9 @@ def _limits(
     shares = (engine.output_reserve_frac, engine.output_reserve_end_frac, engine.batch_wait_tokens_frac)
     if not all(0.0 <= share <= 1.0 for share in shares) or engine.output_reserve_end_frac > engine.output_reserve_frac:
         raise ValueError(f"output reserve and batch wait: shares between 0 and 1, the reserve falling (got {shares})")
-    if engine.output_reserve_iterations < 1 or engine.receive_iterations < 1 or engine.batch_wait_iterations < 0:
-        raise ValueError("iterations of reserve and receive: at least 1, of batch waiting: at least 0")
+    waits = (engine.batch_wait_iterations, engine.dp_balance_iterations)
+    if engine.output_reserve_iterations < 1 or engine.receive_iterations < 1 or min(waits) < 0:
+        raise ValueError("iterations of reserve and receive: at least 1, of waits: at least 0")
     if not kv_capacity_tokens >= 0.0:
         raise ValueError(f"kv_capacity_tokens: must not be negative (got {kv_capacity_tokens})")
     if layout.replicas < 1 or layout.dp < 1:
@@ -142,6 +143,7 @@ def _limits(
         reserve_steps=float(engine.output_reserve_iterations),
         receive_iterations=int(engine.receive_iterations),
         wait_iterations=int(engine.batch_wait_iterations),
+        balance_iterations=int(engine.dp_balance_iterations),
         wait_tokens=engine.batch_wait_tokens_frac * engine.max_num_batched_tokens,
     )
 

@@ -86,6 +86,7 @@ class Engine:
     output_reserve_end_frac: float = 0.0
     output_reserve_iterations: int = 1
     receive_iterations: int = 1  # decode iterations between looks at new requests
+    dp_balance_iterations: int = 0  # data-parallel ranks start prompts together, or after so long; 0: each on its own
     batch_wait_iterations: int = 0  # prompts wait so long for company while others decode ...
     batch_wait_tokens_frac: float = 0.0  # ... unless the iteration has this share of max_num_batched_tokens
     fused_quantization: tuple[str, ...] = ()  # formats whose activations are quantised by the kernel before the GEMM

@@ -78,6 +78,7 @@ class Twin:
         self.previous_s = [0.0] * n_replicas
         self.received_s = [0.0] * n_replicas
         self.unreceived = [0] * n_replicas
+        self.unbalanced = [0] * n_replicas
         self.front_s = [0.0] * n_replicas
         self.posted = [(0.0, 0)] * n_replicas  # end of the last iteration, tokens that wait for the front end
         self.requests = [
@@ -176,7 +177,8 @@ class Twin:
                 self.received_s[replica] = cutoff_s
                 self.unreceived[replica] = 0
             cutoff_s = self.received_s[replica]
-        plans = [self.schedule(rank, start_s, cutoff_s) for rank in self.ranks_of(replica)]
+        admits = self.balanced(replica, cutoff_s)
+        plans = [self.schedule(rank, start_s, cutoff_s, admits) for rank in self.ranks_of(replica)]
         end_s = start_s + max(self.time_s(rank, plan) for rank, plan in zip(self.ranks_of(replica), plans, strict=True))
         self.iterations.append(
             Iteration(
@@ -223,14 +225,33 @@ class Twin:
     def decodes(request):
         return request.blocks > 0 and request.computed >= request.prompt
 
-    def schedule(self, rank, now_s, cutoff_s):
+    def balanced(self, replica, cutoff_s):
+        ranks, limits = self.ranks_of(replica), self.limits
+        if limits.balance_iterations == 0:
+            return True
+
+        def has_prompt(rank):
+            if any(not self.decodes(request) for request in rank.running):
+                return True
+            seat = len(rank.running) < limits.max_num_seqs
+            head = rank.waiting[0] if rank.waiting else None
+            return bool(head and seat and self.ready(head, cutoff_s) and self.fits(rank, head, []))
+
+        self.unbalanced[replica] += 1
+        late = self.unbalanced[replica] >= limits.balance_iterations
+        if late or all(map(has_prompt, ranks)) or not all(any(map(self.decodes, rank.running)) for rank in ranks):
+            self.unbalanced[replica] = 0
+            return True
+        return False
+
+    def schedule(self, rank, now_s, cutoff_s, admits):
         """Decoding requests, and (request, tokens) of prompts, of the rank's next iteration."""
         budget = self.limits.max_num_batched_tokens
         if self.limits.prefill_first:
-            prefill = self.prompts(rank, now_s, cutoff_s, budget, True)
+            prefill = self.prompts(rank, now_s, cutoff_s, budget, admits)
             return ([], prefill) if prefill else (self.decoding(rank)[0], [])
         decode, preempted = self.decoding(rank)
-        admits = not preempted and not self.holds_back(rank, len(decode), cutoff_s)
+        admits = admits and not preempted and not self.holds_back(rank, len(decode), cutoff_s)
         return decode, self.prompts(rank, now_s, cutoff_s, budget - len(decode), admits)
 
     def decoding(self, rank):

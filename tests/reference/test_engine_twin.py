@@ -73,6 +73,7 @@ def cases(draw):
         receive_iterations=draw(st.sampled_from([1, 1, 5])),
         wait_iterations=draw(st.sampled_from([0, 0, 4])),
         wait_tokens=draw(st.sampled_from([12.5, 1000.0])),
+        balance_iterations=draw(st.sampled_from([0, 0, 3, 8])),
     )
     lengths = st.lists(st.integers(0, 40), min_size=n, max_size=n)
     gaps_s = draw(st.lists(st.sampled_from([0.0, 1.3e-3, 1.71e-2, 0.153]), min_size=n, max_size=n))
