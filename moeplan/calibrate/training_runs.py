@@ -17,7 +17,9 @@ from moeplan.files.model_data import default_reliability
 from moeplan.planner.intervals import exact
 from moeplan.planner.training import plan_training
 from moeplan.provenance import Tier
+from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import TrainingLayout
+from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.plan import TrainingResult
 from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.scenario import Training
@@ -36,7 +38,7 @@ def predict_row(row: Row, error: ModelError) -> RowResult:
     stated = stated_metrics(row)
     run_id = text_of(row, "run_id")
     try:
-        model, hardware = _model(text_of(row, "model")), _hardware(text_of(row, "hardware"))
+        model, hardware = model_of(row), hardware_of(row)
         training = training_of(row)
         outcome = plan_training(model, hardware, training, routing_of(row), error, require_fit=False)
     except (InputError, ValueError) as problem:
@@ -88,6 +90,16 @@ def routing_of(row: Row) -> RoutingAssumption:
 
 _model = lru_cache(maxsize=None)(load_model)
 _hardware = lru_cache(maxsize=None)(load_hardware)
+
+
+def model_of(row: Row) -> ModelArchitecture:
+    """Raises InputError when the catalog does not have it."""
+    return _model(text_of(row, "model"))
+
+
+def hardware_of(row: Row) -> Hardware:
+    """Raises InputError when the catalog does not have it."""
+    return _hardware(text_of(row, "hardware"))
 
 
 def _layout(row: Row) -> TrainingLayout:

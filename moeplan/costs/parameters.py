@@ -11,6 +11,7 @@ from moeplan.costs import (
     expert_exchange,
     experts,
     gemm,
+    host,
     latent_attention,
     recurrent,
 )
@@ -32,6 +33,7 @@ ESTIMATES: Mapping[str, Mapping[str, float]] = {
     "state_space": recurrent.RECURRENT_DEFAULTS,
     **collectives.DEFAULTS,
     **expert_exchange.DEFAULTS,
+    **host.DEFAULTS,
 }
 
 # Formats in the order in which one may stand for another: same arithmetic first, then same width.

@@ -14,10 +14,11 @@ from moeplan.errors import InputError, Problem, did_you_mean, input_error
 from moeplan.files.fitted import efficiency_of
 from moeplan.files.hardware_schema import DIMENSIONS, DenseRates, LinkFile, Profile, Record
 from moeplan.files.locate import data_folder, is_path, resolve_path
+from moeplan.files.training_fits import training_parameters
 from moeplan.files.validate import problems_of
 from moeplan.files.yaml_tree import Node, load_yaml
 from moeplan.provenance import Sourced
-from moeplan.spec.hardware import Device, Hardware, Host, Link
+from moeplan.spec.hardware import Device, Efficiency, Hardware, Host, Link
 from moeplan.spec.precision import ComputeType
 from moeplan.units import Dimension
 
@@ -249,6 +250,9 @@ def _hardware(loaded: _Loaded) -> Hardware:
         or pcie
         or Link("none", memory_bytes_per_s, 0.0, 1, "none")
     )
+    kernels = efficiency_of(
+        (path.parent for path in loaded.files if path.name == "profile.yaml"), profile.architecture
+    )
     return Hardware(
         slug=loaded.name,
         device=device,
@@ -263,9 +267,7 @@ def _hardware(loaded: _Loaded) -> Hardware:
             pcie=pcie,
         ),
         allin_power_w_per_gpu=si.get("node.allin_power_per_gpu"),
-        efficiency=efficiency_of(
-            (path.parent for path in loaded.files if path.name == "profile.yaml"), profile.architecture
-        ),
+        efficiency=Efficiency({**kernels.parameters, **training_parameters(device.slug)}),
     )
 
 

@@ -57,8 +57,8 @@ def pipeline_time_s(
 def schedule_problem(schedule: Schedule, pp: int, vpp: int, n_micro: int) -> str | None:
     """Why a schedule cannot run, None if it can.
 
-    Interleaving hands over pp micro batches at a time (arXiv:2104.04473, section 2.2.2). DualPipe fills the pipeline from both ends (arXiv:2412.19437,
-    section 3.2.1): even stages, even micro batches, at least two rounds of them.
+    Interleaving hands over pp micro batches at a time (arXiv:2104.04473, section 2.2.2). DualPipe fills the pipeline
+    from both ends (arXiv:2412.19437, section 3.2.1): even stages, even micro batches, at least two rounds of them.
     """
     if schedule != "1f1b" and vpp > 1:
         return f"the {schedule} schedule has no virtual stages (vpp {vpp})"

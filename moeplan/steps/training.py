@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moeplan.costs.host import HOST_DEFAULTS, OPTIMIZER_STREAM_FRAC, launch_time_s
+from moeplan.costs.host import launch_time_s
 from moeplan.costs.memory import MASTER_BYTES, OPTIMIZER_BYTES, Params, layers_params, vocabulary_params
+from moeplan.costs.projections import split
 from moeplan.costs.roofline import peak_flop_per_s
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import TrainingLayout
@@ -194,8 +195,9 @@ def _stage_pass(
         lookup = float(blocks.ops.elementwise_s(blocks.own_tokens * model.hidden_size * 2 * ACTIVATION_BYTES))
         found.add("elementwise", lookup, lookup)
     if not work.cuda_graphs:
-        idle = max(0.0, launch_time_s(len(layers), p=HOST_DEFAULTS) - found.total_s)
-        found.add("host", idle / 2, idle / 2)
+        busy_s = found.total_s - 2 * found.forward.get("host", 0.0)  # nothing is launched while the host waits
+        idle_s = max(0.0, _launch_s(blocks, layers) - busy_s)
+        found.add("host", idle_s / 2, idle_s / 2)
     return found
 
 
@@ -236,4 +238,11 @@ def _optimizer_s(blocks: TrainingBlocks, trained: Params) -> float:
     mine = trained.replicated_over_data / data + trained.experts / expert_data
     state = OPTIMIZER_BYTES[work.optimizer] + (MASTER_BYTES if work.master_weights else ACTIVATION_BYTES)
     n_bytes = mine * (2 * state + work.gradient_bytes_per_param)
-    return float(blocks.ops.elementwise_s(n_bytes)) / OPTIMIZER_STREAM_FRAC
+    stream_frac = blocks.ops.parameters("training_device", "bf16")["optimizer_stream_frac"]
+    return float(blocks.ops.elementwise_s(n_bytes)) / stream_frac
+
+
+def _launch_s(blocks: TrainingBlocks, layers: tuple[Layer, ...]) -> float:
+    """Host time of one micro batch in a stage."""
+    held = sum(split(b.n_experts, blocks.layout.ep) for layer in layers for b in layer.blocks if isinstance(b, MoeMlp))
+    return launch_time_s(len(layers), held, p=blocks.ops.parameters("training_host", "bf16"))

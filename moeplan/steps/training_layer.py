@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 from moeplan.costs import routing as expert_routing
 from moeplan.costs.expert_exchange import moe_combine_time_s, moe_dispatch_time_s
-from moeplan.costs.host import HOST_DEFAULTS, SUSTAINED_FRAC, routing_stall_s
 from moeplan.costs.projections import (
     Projection,
     dense_shard,
@@ -102,6 +101,11 @@ class TrainingBlocks:
         return Operations(self.hardware, KERNELS)
 
     @property
+    def sustained_frac(self) -> float:
+        """Rate of long computation over that of the bursts the kernels are measured in."""
+        return self.ops.parameters("training_device", "bf16")["sustained_frac"]
+
+    @property
     def tokens(self) -> float:
         """Positions of a micro batch on one context-parallel rank."""
         return self.work.micro_batch_sequences * self.work.sequence_tokens / self.layout.cp
@@ -188,10 +192,10 @@ class TrainingBlocks:
     def _weight_gradient_s(self, n: float, k: float, fmt: str, tokens: float | None = None) -> float:
         """The (n, k) gradient: a GEMM that sums over tokens. Both its inputs are narrow since the other two GEMMs."""
         ops = replace(self.ops, fused_quantization=(fmt,))
-        return float(ops.gemm_s(n, k, self.tokens if tokens is None else tokens, fmt)) / SUSTAINED_FRAC
+        return float(ops.gemm_s(n, k, self.tokens if tokens is None else tokens, fmt)) / self.sustained_frac
 
     def _gemm_s(self, m: float, n: float, k: float, fmt: str) -> float:
-        return float(self.ops.gemm_s(m, n, k, fmt)) / SUSTAINED_FRAC
+        return float(self.ops.gemm_s(m, n, k, fmt)) / self.sustained_frac
 
     def _dequantise_s(self, n_weights: float) -> float:
         """Unpacking a quantised frozen base to 16 bit (QLoRA, arXiv:2305.14314, section 3)."""
@@ -272,7 +276,7 @@ class TrainingBlocks:
             kv="bf16",
             ops=self.ops,
         )
-        return float(whole) / self.layout.cp / SUSTAINED_FRAC
+        return float(whole) / self.layout.cp / self.sustained_frac
 
     def _context_parallel(self, found: Pass, block: SoftmaxAttention | LatentAttention, core_s: float) -> None:
         """Ring attention (arXiv:2310.01889): keys and values visit every rank while the previous block is computed."""
@@ -330,8 +334,8 @@ class TrainingBlocks:
         layout = self.layout
         if layout.ep > 1:
             if not self.work.cuda_graphs:
-                stall = routing_stall_s(split(block.n_experts, layout.ep), p=HOST_DEFAULTS)
-                found.add("host", stall / 2, stall / 2)
+                sync_s = self.ops.parameters("training_host", "bf16")["sync_s"]
+                found.add("host", sync_s / 2, sync_s / 2)
             one_way = self._one_way_s(block, own, assignments / mean)
             found.add_traffic("all_to_all", one_way, one_way, self.work.expert_overlap_frac)
         if layout.etp > 1:

@@ -159,8 +159,7 @@ CASES = {
         {**EXCHANGE, "ep": 8, "p": expert_exchange.DEFAULTS["moe_combine" + kind], "low_latency": bool(kind)}
         for kind in ("", "_low_latency")
     ],
-    "host.launch_time_s": [{"n_layers": 48, "p": host.HOST_DEFAULTS}],
-    "host.routing_stall_s": [{"n_local_experts": 16, "p": host.HOST_DEFAULTS}],
+    "host.launch_time_s": [{"n_layers": 48, "n_experts": 768, "p": host.DEFAULTS["training_host"]}],
     "energy.device_power_w": [{"memory_frac": 0.5, "compute_frac": 0.3, "device": DEVICE, "busy_frac": 0.7}],
     "energy.wall_power_w": [{"device_w": 500.0, "hardware": NVLINK}, {"device_w": 500.0, "hardware": PCIE}],
     "energy.energy_j": [{"power_w": 500.0, "time_s": 60.0}],

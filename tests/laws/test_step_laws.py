@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_cases import BF16, UNIFORM, attention, dense, engine, faster, hardware, latent, linear, model, moe, work
 
+from moeplan.costs import host
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.scenario import RoutingAssumption
 from moeplan.spec.workload import Adapter
@@ -132,7 +133,7 @@ def test_training_breakdown_is_the_step(name, layout):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_training_laws(name):
-    m, job = MODELS[name], work(micro_batch_sequences=4)
+    m, job = MODELS[name], work(micro_batch_sequences=4, cuda_graphs=True)  # no host: see the test of it
     base = training_step(m, H100, TrainingLayout(), job, UNIFORM)
     assert training_step(m, faster(H100, 2.0), TrainingLayout(), job, UNIFORM).step_time_s < base.step_time_s
     head = base.breakdown["head"]
@@ -150,14 +151,37 @@ def test_pipeline_bubble_is_the_closed_form():
     """Equal stages: bubble / compute = (pp - 1) / (vpp n_micro) (arXiv:2104.04473, section 2.2)."""
     m = model(n_layers=64)
     layout = TrainingLayout(pp=4, dp=1)
-    found = training_step(m, H100, layout, work(global_batch_sequences=32), UNIFORM)
+    job = work(global_batch_sequences=32, cuda_graphs=True)
+    found = training_step(m, H100, layout, job, UNIFORM)
     busy = found.step_time_s - found.breakdown["bubble"] - found.breakdown["optimizer"]
     assert found.breakdown["bubble"] / busy == pytest.approx(
         3 / 32, rel=0.1
     )  # the stage with the head has fewer layers
-    half = training_step(m, H100, replace(layout, vpp=2), work(global_batch_sequences=32), UNIFORM)
+    half = training_step(m, H100, replace(layout, vpp=2), job, UNIFORM)
     # the last stage is short of layers: what it lacks is not halved
     assert half.breakdown["bubble"] == pytest.approx(found.breakdown["bubble"] / 2, rel=0.25)
+
+
+def test_the_host_bounds_small_steps_only():
+    """Without graphs a micro batch takes at least its launches; where the GPU is busier they cost nothing."""
+    m = model(attention(), dense())
+    for job, bound in ((work(sequence_tokens=128), True), (work(micro_batch_sequences=8), False)):
+        eager, graphs = (
+            training_step(m, H100, TrainingLayout(), replace(job, cuda_graphs=g), UNIFORM) for g in (False, True)
+        )
+        assert graphs.breakdown.get("host", 0.0) == 0.0
+        assert (eager.breakdown["host"] > 0.0) == bound
+        launches_s = eager.n_micro_batches * m.n_layers * host.DEFAULTS["training_host"]["layer_s"]
+        assert eager.step_time_s >= launches_s
+        assert eager.step_time_s - graphs.step_time_s == pytest.approx(eager.breakdown["host"])
+
+
+def test_the_host_waits_for_every_router_of_an_exchange():
+    layout = TrainingLayout(dp=8, ep=8)
+    job = work(micro_batch_sequences=8)
+    eager, graphs = (training_step(model(), H100, layout, replace(job, cuda_graphs=g), UNIFORM) for g in (False, True))
+    sync_s = H100.efficiency.parameters["training_host", "training", "bf16"].values["sync_s"]
+    assert eager.step_time_s - graphs.step_time_s == pytest.approx(eager.n_micro_batches * 16 * sync_s)
 
 
 def test_frozen_weights_skip_their_gradient():

@@ -1,0 +1,216 @@
+"""Fit what the kernels do not explain of measured training runs: sustained clocks, and the framework's host time.
+
+Two steps, so that neither explains the other: clocks from dense runs, where the host is hidden; then the host from
+mixture-of-experts runs on those devices. Equations: docs/method/training.md.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize, minimize_scalar
+
+from moeplan.calibrate.training_runs import Row, hardware_of, model_of, routing_of, stated_metrics, training_of
+from moeplan.costs.host import DEFAULTS
+from moeplan.costs.parameters import lookup
+from moeplan.costs.projections import split
+from moeplan.errors import InputError
+from moeplan.files.measured_runs import text_of
+from moeplan.steps.training import training_step
+from moeplan.steps.training_layer import KERNELS
+
+# Parts of a step that the clock stretches; the others wait for memory or links.
+_COMPUTE = ("projections", "attention", "dense", "experts", "router", "head", "adapter", "recompute")
+_ONCE = ("data_parallel", "optimizer")
+LEAST_ROWS = 5
+_HOST = ("expert_s", "sync_s")  # fitted; ``layer_s`` stays an estimate, dense runs hide it
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One run: what it took, and what its step is made of without host time at the burst clock [s]."""
+
+    run_id: str
+    family: str
+    device: str
+    configuration: tuple[str, ...]
+    is_moe: bool
+    graphs: bool
+    truth_s: float
+    compute_s: float
+    other_s: float  # memory and links, once per micro batch
+    once_s: float
+    n_micro: int
+    n_layers: float  # of one stage
+    n_moe_layers: float
+    n_local_experts: float
+
+
+def facts(rows: Iterable[Row]) -> list[Fact]:
+    """The pretraining runs that can be predicted and were meant to be fast.
+
+    Left out: fine-tuning (padding and packing are not stated), runs that call themselves functional or short, rows
+    without a step time or throughput, and those `training_of` refuses.
+    """
+    found = []
+    for row in rows:
+        notes = text_of(row, "notes")
+        if "fine" in text_of(row, "kind") or "functional run" in notes or "short_run" in notes:
+            continue
+        try:
+            fact = _fact(row)
+        except (InputError, ValueError):
+            continue
+        if fact is not None:
+            found.append(fact)
+    return found
+
+
+def _fact(row: Row) -> Fact | None:
+    stated = stated_metrics(row)
+    training, model, hardware = training_of(row), model_of(row), hardware_of(row)
+    step = training_step(model, hardware, training.layout, training.work, routing_of(row))
+    if "tokens_per_s" in stated:
+        truth_s = step.n_tokens / step.n_gpus / stated["tokens_per_s"]
+    elif "step_time" in stated:
+        truth_s = stated["step_time"]
+    else:
+        return None
+    clock = lookup(hardware, "training_device", KERNELS, "bf16").values["sustained_frac"]
+    compute_s = clock * sum(step.breakdown.get(part, 0.0) for part in _COMPUTE)
+    once_s = sum(step.breakdown[part] for part in _ONCE)
+    other_s = sum(s for part, s in step.breakdown.items() if part not in (*_COMPUTE, *_ONCE, "host"))
+    layout, experts = training.layout, model.moe_blocks
+    return Fact(
+        run_id=text_of(row, "run_id"),
+        family=model.name.split("-")[0].rstrip("0123456789."),
+        device=text_of(row, "hardware"),
+        configuration=(model.name, text_of(row, "hardware"), training.work.compute_format),
+        is_moe=bool(experts) and layout.ep > 1,
+        graphs=training.work.cuda_graphs,
+        truth_s=truth_s,
+        compute_s=compute_s,
+        other_s=other_s,
+        once_s=once_s,
+        n_micro=step.n_micro_batches,
+        n_layers=model.n_layers / layout.pp,
+        n_moe_layers=len(experts) / layout.pp,
+        n_local_experts=split(experts[0].n_experts, layout.ep) if experts else 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Facts as arrays, one weight for each configuration however often it was measured."""
+
+    facts: list[Fact]
+
+    def column(self, name: str) -> npt.NDArray[np.float64]:
+        return np.array([getattr(f, name) for f in self.facts], np.float64)
+
+    @property
+    def weights(self) -> npt.NDArray[np.float64]:
+        keys = [f.configuration for f in self.facts]
+        return np.array([1.0 / keys.count(key) for key in keys])
+
+    def step_s(self, clocks: dict[str, float], host: dict[str, float]) -> npt.NDArray[np.float64]:
+        default = DEFAULTS["training_device"]["sustained_frac"]
+        clock = np.array([clocks.get(f.device, default) for f in self.facts])
+        busy_s = self.column("compute_s") / clock + self.column("other_s")
+        n_micro, moe_layers = self.column("n_micro"), self.column("n_moe_layers")
+        per_moe_layer_s = self.column("n_local_experts") * host["expert_s"]
+        launch_s = n_micro * (self.column("n_layers") * host["layer_s"] + moe_layers * per_moe_layer_s)
+        sync_s = n_micro * moe_layers * host["sync_s"] * self.column("is_moe")
+        eager = self.column("graphs") == 0.0
+        return np.where(eager, np.maximum(busy_s, launch_s) + sync_s, busy_s) + self.column("once_s")
+
+    def log_errors(self, clocks: dict[str, float], host: dict[str, float]) -> npt.NDArray[np.float64]:
+        """ln(measured / predicted)."""
+        return np.log(self.column("truth_s") / self.step_s(clocks, host))
+
+
+def fit_clocks(known: list[Fact]) -> dict[str, float]:
+    """Sustained share of the burst rate by device, from dense runs: least weighted mean absolute log error."""
+    dense = [f for f in known if not f.is_moe]
+    found = {}
+    for device in sorted({f.device for f in dense}):
+        table = _Table([f for f in dense if f.device == device])
+        if len(table.facts) < LEAST_ROWS or len({f.configuration[0] for f in table.facts}) < 2:
+            continue
+
+        def loss(clock: float, table: _Table = table, device: str = device) -> float:
+            errors = table.log_errors({device: clock}, dict(DEFAULTS["training_host"]))
+            return float(np.average(np.abs(errors), weights=table.weights))
+
+        found[device] = float(minimize_scalar(loss, bounds=(0.4, 1.2), method="bounded").x)
+    return found
+
+
+def fit_host(known: list[Fact], clocks: dict[str, float]) -> dict[str, float]:
+    """Host times from mixture-of-experts runs without full-iteration graphs on devices whose clock is known."""
+    table = _Table([f for f in known if f.is_moe and not f.graphs and f.device in clocks])
+    start = DEFAULTS["training_host"]
+
+    def host(x: npt.NDArray[np.float64]) -> dict[str, float]:
+        return {**start, **dict(zip(_HOST, np.exp(x).tolist(), strict=True))}
+
+    def loss(x: npt.NDArray[np.float64]) -> float:
+        return float(np.average(np.abs(table.log_errors(clocks, host(x))), weights=table.weights))
+
+    starts = [np.log([start[name] * factor for name in _HOST]) for factor in (0.5, 1.0, 2.0)]
+    best = min((minimize(loss, x0, method="Nelder-Mead") for x0 in starts), key=lambda found: found.fun)
+    return host(best.x)
+
+
+def held_out(known: list[Fact]) -> dict[str, npt.NDArray[np.float64]]:
+    """ln(measured / predicted) by model family, everything fitted to the other families."""
+    found = {}
+    for family in sorted({f.family for f in known}):
+        rest = [f for f in known if f.family != family]
+        clocks = fit_clocks(rest)
+        mine = [f for f in known if f.family == family and f.device in clocks]
+        if mine:
+            found[family] = _Table(mine).log_errors(clocks, fit_host(rest, clocks))
+    return found
+
+
+def fitted_document(rows: Iterable[Row], source: str) -> dict[str, Any]:
+    """What `files.training_fits` reads, with held-out errors by family. ``source`` names the table."""
+    known = facts(rows)
+    clocks = fit_clocks(known)
+    host = fit_host(known, clocks)
+    errors = held_out(known)
+    pooled = np.concatenate(list(errors.values()))
+
+    def entry(values: dict[str, float], used: list[Fact], residual: npt.NDArray[np.float64]) -> dict[str, Any]:
+        models = ", ".join(sorted({f.configuration[0] for f in used}))
+        return {
+            "values": {name: float(f"{value:.3g}") for name, value in values.items()},
+            "n_rows": len(used),
+            "log_residual": [float(f"{q:.3g}") for q in np.quantile(residual, (0.05, 0.5, 0.95))],
+            "source": f"fitted to {len(used)} {source}: {models}",
+        }
+
+    moe = [f for f in known if f.is_moe and not f.graphs and f.device in clocks]
+    devices = {}
+    for device, clock in clocks.items():
+        dense = [f for f in known if not f.is_moe and f.device == device]
+        values = {**DEFAULTS["training_device"], "sustained_frac": clock}
+        devices[device] = entry(values, dense, _Table(dense).log_errors(clocks, host))
+    summary: Callable[[npt.NDArray[np.float64]], dict[str, float]] = lambda e: {  # noqa: E731
+        "n": len(e), "mdape": float(f"{np.median(np.abs(np.expm1(-e))):.3g}"), "bias": float(f"{np.median(-e):.3g}"),
+    }  # fmt: skip
+    return {
+        "kind": "fitted",
+        "fitted_on": datetime.date.today().isoformat(),
+        "host": {
+            **entry(host, moe, pooled),
+            "heldout": {"all": summary(pooled), **{family: summary(e) for family, e in errors.items()}},
+        },
+        "devices": devices,
+    }

@@ -1,0 +1,69 @@
+"""What measured training runs say of frameworks and devices: `moeplan/data/training_fits.yaml`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from moeplan.errors import InputError
+from moeplan.files.validate import problems_of
+from moeplan.files.yaml_tree import load_yaml
+from moeplan.provenance import Tier
+from moeplan.spec.hardware import OpParameters
+
+ENGINE, FORMAT = "training", "bf16"
+
+
+class TrainingFit(BaseModel):
+    """Values of one operation, the rows behind them, and ln(measured / predicted) step time on rows held out."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)  # what people read: held-out errors by family
+
+    values: dict[str, float]
+    n_rows: int
+    log_residual: tuple[float, float, float]
+    source: str
+
+
+class TrainingFits(BaseModel):
+    """``host`` holds for every device, ``devices`` for one each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    fitted_on: str
+    host: TrainingFit
+    devices: dict[str, TrainingFit]
+
+
+def training_parameters(device: str) -> dict[tuple[str, str, str], OpParameters]:
+    """Parameters of training steps on ``device`` (a catalog name) by (operation, engine, format).
+
+    The host's are fitted to the devices listed and lent to the others; a device that is not listed has no clock of its
+    own.
+
+    Raises:
+        InputError: the data file is bad.
+    """
+    fits = read_training_fits()
+    own = fits.devices.get(device)
+    found = {"training_host": (fits.host, Tier.FITTED if own is not None else Tier.TRANSFERRED)}
+    if own is not None:
+        found["training_device"] = (own, Tier.FITTED)
+    return {
+        (op, ENGINE, FORMAT): OpParameters(op, ENGINE, FORMAT, fit.values, tier, fit.log_residual, fit.source)
+        for op, (fit, tier) in found.items()
+    }
+
+
+@cache
+def read_training_fits() -> TrainingFits:
+    """The shipped file. Raises InputError when it is bad."""
+    node = load_yaml(Path(str(files("moeplan"))) / "data" / "training_fits.yaml", what="training fits")
+    try:
+        return TrainingFits.model_validate(node.plain())
+    except ValidationError as error:
+        raise InputError(problems_of(error, node, TrainingFits)) from None
