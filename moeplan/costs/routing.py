@@ -41,24 +41,23 @@ class RankLoads:
     kept_frac: Array  # pairs not dropped
 
 
-def popularity_weights(
-    popularity: Popularity, n_experts: int, top_k: int, n_layers: int, seed: int, n_zero: int = 0
-) -> Array:
-    """Selection weights of each layer, shape (n_layers, n_experts + n_zero), rows sum to 1.
+def layer_weights(block: MoeMlp, routing: RoutingAssumption, layer: int) -> Array:
+    """Selection weights of a layer, summing to 1: of the experts and identity experts; of token ids under hashing.
 
     A law is drawn anew for every layer (layer l of a given seed is always the same); rows of a histogram repeat. A
     histogram holds how often experts were selected; under top-k that is inverted by -log(1 - p), the exponential-clock
     approximation (Rosen 1997, J. Stat. Plann. Inference 62, 135). Identity experts weigh the mean of the others.
     """
-    rows = np.stack([_law_row(popularity, n_experts, top_k, layer, seed) for layer in range(n_layers)])
-    rows /= rows.sum(axis=1, keepdims=True)
-    if n_zero:
-        rows = np.concatenate([rows, np.full((n_layers, n_zero), 1.0 / n_experts)], axis=1)
-        rows /= rows.sum(axis=1, keepdims=True)
-    return rows
+    if routing.router == "hash":
+        row = _law_row(routing.law, routing.n_token_ids, 1, 1, layer, routing.seed)
+    else:
+        row = _law_row(routing.law, block.n_experts, block.top_k, block.n_group, layer, routing.seed)
+    if block.n_zero_experts and routing.router == "top_k":
+        row = np.concatenate([row, np.full(block.n_zero_experts, row.mean())])
+    return np.asarray(row / row.sum())
 
 
-def _law_row(popularity: Popularity, n_experts: int, top_k: int, layer: int, seed: int) -> Array:
+def _law_row(popularity: Popularity, n_experts: int, top_k: int, n_group: int, layer: int, seed: int) -> Array:
     rng = np.random.default_rng((_SALT["popularity"], seed, layer))
     match popularity.law:
         case "uniform":
@@ -68,7 +67,9 @@ def _law_row(popularity: Popularity, n_experts: int, top_k: int, layer: int, see
         case "dirichlet":
             return np.asarray(np.maximum(rng.gamma(popularity.value, 1.0, n_experts), _TINY))
         case "lognormal":
-            return np.asarray(np.exp(popularity.value * rng.standard_normal(n_experts)))
+            own = np.sqrt(popularity.value**2 - popularity.group_spread**2) * rng.standard_normal(n_experts)
+            shared = popularity.group_spread * rng.standard_normal(n_group)
+            return np.asarray(np.exp(own + np.repeat(shared, n_experts // n_group)))
         case "histogram":
             counts = np.asarray(popularity.histogram[layer % len(popularity.histogram)], np.float64)
             counts = np.maximum(counts, 0.5)  # never seen: less often than once
@@ -127,19 +128,7 @@ def group_rule(block: MoeMlp) -> int:
 @lru_cache(maxsize=256)
 def layer_choices(block: MoeMlp, routing: RoutingAssumption, layer: int) -> LayerChoices:
     """The choices of layer ``layer`` (from 0, MoE layers only)."""
-    weights = popularity_weights(
-        routing.law, *_choices(block, routing), layer + 1, routing.seed, n_zero=_zero(block, routing)
-    )[layer]
-    return with_weights(block, routing, layer, weights)
-
-
-def _choices(block: MoeMlp, routing: RoutingAssumption) -> tuple[int, int]:
-    """(number of weights a law is drawn for, of which a token takes)."""
-    return (routing.n_token_ids, 1) if routing.router == "hash" else (block.n_experts, block.top_k)
-
-
-def _zero(block: MoeMlp, routing: RoutingAssumption) -> int:
-    return block.n_zero_experts if routing.router == "top_k" else 0
+    return with_weights(block, routing, layer, layer_weights(block, routing, layer))
 
 
 def with_weights(block: MoeMlp, routing: RoutingAssumption, layer: int, weights: Array) -> LayerChoices:

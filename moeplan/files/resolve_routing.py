@@ -138,7 +138,10 @@ def _law(rs: Resolving, file: PopularityFile, model: ModelArchitecture, loc: Loc
     if value is None or (law == "dirichlet" and value <= 0.0):
         rs.problem((*loc, "value"), f"{law} needs a value{' above zero' if value is not None else ''}")
         return Popularity("uniform")
-    return Popularity(law, value)
+    if file.group_spread and (law != "lognormal" or file.group_spread > value):
+        rs.problem((*loc, "group_spread"), "part of a lognormal's value", file.group_spread, f"at most {value:g}")
+        return Popularity("uniform")
+    return Popularity(law, value, file.group_spread)
 
 
 def _check_placement(rs: Resolving, file: RoutingFile, model: ModelArchitecture, degrees: dict[str, int]) -> None:

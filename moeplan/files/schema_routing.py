@@ -24,6 +24,10 @@ class PopularityFile(Section):
         description="zipf: exponent; lognormal: standard deviation of the logarithm; dirichlet: concentration (its "
         "coefficient of variation is concentration^-1/2).",
     )
+    group_spread: Exponent = Field(
+        default=0.0,
+        description="lognormal: part of the standard deviation that the experts of one of the gate's groups share.",
+    )
     histogram: Text | None = Field(
         default=None,
         description="CSV file of recorded selections with the columns layer, expert, count: one layer for all, or "

@@ -13,11 +13,13 @@ Placement: TypeAlias = Literal["contiguous", "round_robin", "greedy", "hierarchi
 class Popularity:
     """Weights with which tokens choose experts; each layer has its own draw of a law, or its own row of a histogram.
 
-    ``value``: Zipf exponent; concentration of the Dirichlet; standard deviation of the log-normal's logarithm.
+    ``value``: Zipf exponent; concentration of the Dirichlet; standard deviation of the log-normal's logarithm, of which
+    ``group_spread`` is shared by the experts of a gate's group (root of the variance).
     """
 
     law: Law
     value: float = 0.0
+    group_spread: float = 0.0
     histogram: tuple[tuple[float, ...], ...] = ()  # (n_layers or 1, n_experts) selections, for law histogram
 
 
@@ -73,7 +75,7 @@ class RoutingAssumption:
             return self
         match law.law:
             case "zipf" | "lognormal":
-                scaled = Popularity(law.law, law.value * factor)
+                scaled = Popularity(law.law, law.value * factor, law.group_spread * factor)
             case "dirichlet":  # its coefficient of variation is concentration^-1/2
                 scaled = Popularity(law.law, law.value / factor**2) if factor else Popularity("uniform")
             case "histogram":

@@ -17,6 +17,11 @@ BAD = {
     "two laws": ("routing: {zipf: 0.3, preset: deepseek-v3}", "routing", ("only one of these may be set",)),
     "no value": ("routing: {popularity: lognormal}", "routing.popularity", ("lognormal needs a value",)),
     "zero dirichlet": ("routing: {popularity: {law: dirichlet, value: 0}}", "routing.popularity", ("above zero",)),
+    "group spread": (
+        "routing: {popularity: {law: lognormal, value: 0.3, group_spread: 0.4}}",
+        "routing.popularity.group_spread",
+        ("at most 0.3",),
+    ),
     "negative": ("routing: {popularity: {law: zipf, value: -1}}", "routing.popularity", ("must not be negative",)),
     "capacity": ("routing: {capacity_factor: 0.5}", "routing.capacity_factor", ("too small", "at least 1")),
     "copies": ("routing: {redundant_experts: 3, placement: greedy}", "routing.redundant_experts", ("do not divide",)),
