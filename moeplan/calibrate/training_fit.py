@@ -127,7 +127,8 @@ class _Table:
         launch_s = n_micro * (self.column("n_layers") * host["layer_s"] + moe_layers * per_moe_layer_s)
         sync_s = n_micro * moe_layers * host["sync_s"] * self.column("is_moe")
         eager = self.column("graphs") == 0.0
-        return np.where(eager, np.maximum(busy_s, launch_s) + sync_s, busy_s) + self.column("once_s")
+        step_s: npt.NDArray[np.float64] = np.where(eager, np.maximum(busy_s, launch_s) + sync_s, busy_s)
+        return step_s + self.column("once_s")
 
     def log_errors(self, clocks: dict[str, float], host: dict[str, float]) -> npt.NDArray[np.float64]:
         """ln(measured / predicted)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
+from moeplan.costs.schedule import Schedule, schedule_problem
 from moeplan.files.model_data import RELIABILITY, default_reliability
 from moeplan.files.resolve_serving import check_runs
 from moeplan.files.resolving import Resolving
@@ -36,10 +37,17 @@ def resolve_training(rs: Resolving, file: TrainingFile, model: ModelArchitecture
 
 def _layout(rs: Resolving, file: TrainingFile) -> TrainingLayout:
     own = file.layout
-    for key in ("tp", "pp", "vpp", "cp", "dp", "ep", "etp", "sequence_parallel"):
+    for key in ("tp", "pp", "vpp", "cp", "dp", "ep", "etp", "sequence_parallel", "schedule"):
         rs.note(f"training.layout.{key}", (*_LAYOUT, key))
     rs.note("training.layout.zero_stage", (*_LAYOUT, "zero"))
     rs.note("training.layout.recompute", ("training", "recompute"))
+    rs.note("training.layout.recompute_modules", ("training", "recompute_modules"))
+    schedule = cast(Schedule, own.schedule)
+    per_step = own.dp * file.micro_batch
+    if file.global_batch % per_step == 0 and schedule != "1f1b":
+        problem = schedule_problem(schedule, own.pp, own.vpp, file.global_batch // per_step)
+        if problem:
+            rs.problem((*_LAYOUT, "schedule"), problem, own.schedule)
     return TrainingLayout(
         tp=own.tp,
         pp=own.pp,
@@ -51,6 +59,8 @@ def _layout(rs: Resolving, file: TrainingFile) -> TrainingLayout:
         sequence_parallel=own.sequence_parallel,
         zero_stage=cast(Literal[0, 1, 2, 3], own.zero),
         recompute=cast(Literal["none", "selective", "full"], file.recompute),
+        recompute_modules=tuple(file.recompute_modules),
+        schedule=schedule,
     )
 
 
@@ -67,6 +77,8 @@ def _work(rs: Resolving, file: TrainingFile, model: ModelArchitecture, hardware:
         ("gradient_bytes_per_param", "gradients"),
         ("packing_frac", "packing"),
         ("overlap_comm_frac", "overlap"),
+        ("expert_overlap_frac", "expert_overlap"),
+        ("cuda_graphs", "cuda_graphs"),
     ):
         rs.note(f"training.work.{field}", ("training", key))
     return TrainingWork(
@@ -82,6 +94,8 @@ def _work(rs: Resolving, file: TrainingFile, model: ModelArchitecture, hardware:
         adapter=None if file.lora is None else _adapter(rs, file.lora, model, hardware),
         packing_frac=file.packing,
         overlap_comm_frac=file.overlap,
+        expert_overlap_frac=file.expert_overlap,
+        cuda_graphs=file.cuda_graphs,
     )
 
 

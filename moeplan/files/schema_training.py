@@ -22,6 +22,8 @@ from moeplan.files.schema_types import (
     whole,
 )
 
+RecomputeModule = Annotated[str, choice("norm", "activation", "latent_up", "attention", "mlp", "moe")]
+
 
 class LoraFile(Section):
     """LoRA adapter; with a 4-bit `base_precision` it is QLoRA."""
@@ -59,6 +61,11 @@ class TrainingLayoutFile(Section):
     dp: Degree = Field(default=1, description="Data-parallel degree.")
     ep: Degree = Field(default=1, description="Expert-parallel degree; ep x etp divides tp x cp x dp.")
     etp: Degree = Field(default=1, description="Tensor parallelism inside an expert.")
+    schedule: Annotated[str, choice("1f1b", "zero_bubble", "dualpipe")] = Field(
+        default="1f1b",
+        description="Pipeline schedule: 1f1b (interleaved where vpp is above 1), zero_bubble (ZB-H1), dualpipe (two "
+        "copies of the weights, both ends feed micro batches).",
+    )
     zero: Annotated[int, whole(0, 3)] = Field(
         default=1,
         description="ZeRO stage: 0 nothing sharded over dp, 1 optimizer, 2 gradients too, 3 weights too (FSDP).",
@@ -89,13 +96,27 @@ class TrainingFile(Section):
     )
     recompute: Annotated[str, choice("none", "selective", "full")] = Field(
         default="selective",
-        description="Activation recomputation (arXiv:2205.05198): none, core attention only, whole layers.",
+        description="Activation recomputation (arXiv:2205.05198): none, the recompute_modules, whole layers.",
     )
     packing: PositiveFraction = Field(
         default=1.0, description="Share of positions that hold real tokens rather than padding."
     )
+    recompute_modules: list[RecomputeModule] = Field(
+        default=["activation", "latent_up", "norm"],
+        description="What selective recomputation repeats: norms, activation functions, up-projections of latent "
+        "attention, the attention kernel, dense feed-forward blocks, expert blocks with their exchange.",
+    )
     overlap: Fraction = Field(
-        default=0.8, description="Share of data- and expert-parallel traffic hidden behind computation (estimate)."
+        default=0.8, description="Share of data-parallel traffic hidden behind computation (estimate)."
+    )
+    expert_overlap: Fraction = Field(
+        default=0.0,
+        description="Share of the experts' all-to-all hidden behind computation: 0 as in Megatron-Core by default, "
+        "about 0.8 (estimate) where micro batches are overlapped (1F1B overlap, DualPipe).",
+    )
+    cuda_graphs: Flag = Field(
+        default=False,
+        description="Replay the whole iteration from CUDA graphs: the host launches nothing and waits for no router.",
     )
     lora: LoraFile | None = Field(default=None, description="The adapter, for method lora.")
     reliability: ReliabilityFile = Field(default=ReliabilityFile(), description="Failures and checkpoints.")

@@ -22,13 +22,13 @@ from moeplan.costs.memory import (
     vocabulary_params,
 )
 from moeplan.costs.projections import dense_shard, mixer_shard, split
+from moeplan.costs.schedule import micro_batches_in_flight
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.model import DenseMlp, Layer, ModelArchitecture, MoeMlp
 from moeplan.spec.plan import MemoryResult
 from moeplan.spec.precision import FORMATS, Precision
 from moeplan.spec.workload import Adapter, Engine, TrainingWork
-from moeplan.steps.pipeline import micro_batches_in_flight
 
 # NCCL: 4 MiB per channel and direction (NCCL_BUFFSIZE default, NCCL user guide, environment variables); 24 channels on
 # an NVLink machine are an estimate of what its topology search picks.

@@ -72,8 +72,11 @@ def training_step(
     n_micro = micro_batches(layout, work)
     blocks = TrainingBlocks(hardware, model.hidden_size, layout, work, routing)
     stages = training_stages(model, layout, work)
+    kinds = {block for layer in {layer for layers in stages for layer in layers} for block in layer.blocks}
+    single = {block: blocks.block(block) for block in kinds}
     passes = [
-        _stage_pass(model, blocks, layers, first=i == 0, last=i == layout.pp - 1) for i, layers in enumerate(stages)
+        _stage_pass(model, blocks, single, layers, first=i == 0, last=i == layout.pp - 1)
+        for i, layers in enumerate(stages)
     ]
     busiest = _busiest(passes, layout)
     breakdown = {part: n_micro * seconds for part, seconds in busiest.parts().items()}
@@ -178,16 +181,22 @@ def _pipeline_parts(blocks: TrainingBlocks, passes: list[Pass], n_micro: int, bu
 
 
 def _stage_pass(
-    model: ModelArchitecture, blocks: TrainingBlocks, layers: tuple[Layer, ...], *, first: bool, last: bool
+    model: ModelArchitecture,
+    blocks: TrainingBlocks,
+    single: Mapping[Block, Pass],
+    layers: tuple[Layer, ...],
+    *,
+    first: bool,
+    last: bool,
 ) -> Pass:
-    """One micro batch through one pipeline stage."""
+    """One micro batch through one pipeline stage; ``single`` holds it through each kind of block."""
     found, work = Pass(), blocks.work
     counts: dict[Block, int] = {}
     for layer in layers:
         for block in layer.blocks:
             counts[block] = counts.get(block, 0) + 1
     for block, count in counts.items():
-        found.merge(blocks.block(block), count)
+        found.merge(single[block], count)
     if last:
         heads = 1 + (len(model.mtp_layers) if work.method == "pretrain" else 0)
         found.merge(blocks.head(model.vocab_size), heads)

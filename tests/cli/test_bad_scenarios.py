@@ -121,6 +121,9 @@ SERVING_CASES = [
 TRAINING_CASES = [
     Case("batch-divisibility", 9, "  global_batch: 60", "9:17", "training.global_batch", ("not a multiple of dp x micro_batch = 8", "56, 64")),
     Case("precision-of-device", 10, "  precision: fp8", "10:14", "training.precision", ("has no fp8 arithmetic", "bf16")),
+    Case("recompute-module", 10, "  recompute_modules: [norms]", "10:23", "training.recompute_modules[0]", ("unknown value", "did you mean norm?")),
+    Case("graphs-not-a-flag", 10, "  cuda_graphs: 3", "10:16", "training.cuda_graphs", ("expected true or false",)),
+    Case("dualpipe-one-stage", 11, "  layout: {dp: 8, ep: 8, schedule: dualpipe}", "11:36", "training.layout.schedule", ("even number of stages",)),
     Case("lora-missing", 6, "  method: lora", "6:11", "training.method", ("needs a `lora` section",)),
     Case("lora-extra", 10, "  lora: {rank: 8}", "6:11", "training.method", ("`lora` needs method lora",)),
     Case("virtual-stages", 11, "  layout: {dp: 8, vpp: 2}", "11:24", "training.layout.vpp", ("virtual stages need a pipeline",)),

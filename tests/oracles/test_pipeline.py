@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moeplan.costs.schedule import micro_batches_in_flight
 from moeplan.kernels import pipeline as kernel
-from moeplan.steps.pipeline import micro_batches_in_flight, pipeline_time_s
+from moeplan.steps.pipeline import pipeline_time_s
 
 PASSES = {"forward": 1.0, "input": 1.2, "weight": 0.9}
 WHOLE = sum(PASSES.values())
