@@ -23,11 +23,13 @@ from moeplan.spec.routing import Correlation, Popularity, RoutingAssumption
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-N_LAYERS_AVERAGED = 8  # draws of a popularity law whose mean stands for a model's layers
-_N_GRID = 24  # token counts at which maxima are integrated; between them logarithms are interpolated
-_GROUPED_TOKENS = 20_000  # tokens routed per layer where group limits leave no closed form
+N_LAYERS_AVERAGED = 16  # draws of a popularity law whose mean stands for a model's layers
+_FEW = 8  # token counts up to which each is integrated; more are interpolated in logarithms, half octaves apart
+_OCTAVES = (14, 18, 28)
+_GROUPED_TOKENS = 10_000  # tokens routed per layer where group limits leave no closed form
 _SALT = {"popularity": 1, "topic": 2, "hash": 3}
 _TINY = 1e-12
+_EVEN_FRAC = 0.1  # coefficient of variation of weights below which group limits are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +158,12 @@ def with_weights(block: MoeMlp, routing: RoutingAssumption, layer: int, weights:
 def _sampled(
     block: MoeMlp, routing: RoutingAssumption, layer: int, weights: Array, table: npt.NDArray[np.uint64]
 ) -> Array:
-    """Selection probabilities (n_experts,) by routing tokens: group limits leave no closed form."""
-    if np.ptp(weights) <= 1e-12 * weights.max():
-        return np.full(block.n_experts, block.top_k / block.n_experts)
+    """Selection probabilities (n_experts,) by routing tokens: group limits leave no closed form.
+
+    Limits move probabilities by a share of their unevenness: where there is little, sampling noise would be more.
+    """
+    if weights.std() < _EVEN_FRAC * weights.mean():
+        return np.asarray(kernel.inclusion_probabilities(weights, block.top_k)[: block.n_experts])
     counts = np.zeros(block.n_experts, np.int64)
     one = np.zeros(1, np.int64)
     kernel.route(
@@ -200,13 +205,13 @@ def rank_loads(
     tokens = np.asarray(n_tokens, np.float64)
     flat = np.atleast_1d(tokens).ravel()
     grid = flat
-    if flat.size > _N_GRID:
-        least = max(float(flat.min()), 1e-3)
-        grid = np.geomspace(least, max(float(flat.max()), least * 1.001), _N_GRID)
+    if flat.size > _FEW:  # on a grid that other layouts of the same degree share
+        octaves = next((n for n in _OCTAVES if flat.max() <= 2.0**n), _OCTAVES[-1])
+        grid = np.exp2(np.arange(0.0, octaves + 0.5, 0.5))
     found = _rank_loads_at(block, tuple(grid.tolist()), n_ranks, routing, n_nodes)
     if grid is not flat:
         log_grid = np.log(grid)
-        at = np.log(np.maximum(flat, grid[0]))
+        at = np.log(np.maximum(flat, 1e-300))
         found = np.stack([np.exp(np.interp(at, log_grid, np.log(np.maximum(row, _TINY)))) for row in found])
     mean = flat * sum(float(p.sum()) for p in of_block(block, routing)) / n_layers_averaged(routing) / n_ranks
     assignments, distinct, fullest, kept = (row.reshape(tokens.shape) for row in found)

@@ -11,8 +11,8 @@ from moeplan.kernels import compiled
 
 Floats = npt.NDArray[np.float64]
 
-_N_STEPS = 40
-_REACH = 5.0  # deviations above the largest mean beyond which a maximum is not expected
+_N_STEPS = 28
+_REACH = 4.5  # deviations above the largest mean beyond which a maximum is not expected
 
 
 @compiled
@@ -38,6 +38,8 @@ def expected_maxima(mean: Floats, deviation: Floats) -> Floats:
             below, last_mean, last_deviation, share = 1.0, math.nan, math.nan, 1.0
             for i in range(mean.shape[1]):
                 m, d = mean[row, i], deviation[row, i]
+                if m + 6.0 * d < level:
+                    continue
                 if m != last_mean or d != last_deviation:  # equal neighbours are common: uniform popularity
                     share = 0.5 * math.erfc((m - level) / (max(d, 1e-12) * math.sqrt(2.0)))
                     last_mean, last_deviation = m, d
