@@ -17,7 +17,8 @@ from moeplan.provenance import Tier
 ROW = {
     "run_id": "t-1", "kind": "MoE", "model": "Qwen3-30B-A3B", "hardware": "gb200-nvl72", "n_gpus": 8, "tp": 1.0,
     "pp": 1.0, "vpp": float("nan"), "ep": 8.0, "etp": float("nan"), "cp": 1.0, "dp": 8.0, "precision": "MXFP8",
-    "recompute": "", "distributed_optimizer": "", "overlap_notes": "", "notes": "", "sequence_length": 4096, "global_batch": 512,
+    "recompute": "", "distributed_optimizer": "", "overlap_notes": "", "notes": "", "sequence_length": 4096,
+    "global_batch": 512,
     "micro_batch": 4.0, "step_time_s": 6.5,
 }  # fmt: skip
 
