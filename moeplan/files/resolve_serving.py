@@ -215,14 +215,16 @@ def check_longest(rs: Resolving, loc: Loc, traffic: Traffic, max_context: int) -
 
 def _arrivals(rs: Resolving, file: TrafficFile, loc: Loc, n_trace: int) -> Arrivals:
     target = "serving.traffic.arrivals"
-    for key in ("rate", "users", "requests", "warmup_requests"):
-        name = {"rate": "rate_per_s", "users": "n_users", "requests": "n_requests"}.get(key, key)
+    names = {"rate": "rate_per_s", "users": "n_users", "think_time": "think_s", "requests": "n_requests"}
+    for key in (*names, "warmup_requests"):
+        name = names.get(key, key)
         rs.note(f"{target}.{name}", (*loc, key))
     n, warmup = file.requests, file.warmup_requests
     if file.users is not None:
         n = n or REQUESTS_PER_USER * file.users
         default_warmup = min(WARMUP_PER_USER * file.users, n // 2)
-        arrivals = Arrivals("closed_loop", None, file.users, n, default_warmup if warmup is None else warmup)
+        warmup = default_warmup if warmup is None else warmup
+        arrivals = Arrivals("closed_loop", None, file.users, n, warmup, file.think_time or 0.0)
     elif file.offline:
         arrivals = Arrivals("all_at_once", None, None, n or n_trace or OFFLINE_REQUESTS, warmup or 0)
     elif file.trace is not None:

@@ -210,6 +210,9 @@ class TrafficFile(Section):
     users: Count | None = Field(
         default=None, description="Closed loop: this many users, each sends its next request when the last one ended."
     )
+    think_time: DurationOrZero | None = Field(
+        default=None, description="Closed loop: mean pause of a user before its next request (exponential)."
+    )
     offline: Flag = Field(default=False, description="All requests are there at time zero (batch work).")
     requests: Count | None = Field(
         default=None,
@@ -232,6 +235,8 @@ class TrafficFile(Section):
     def _complete(self) -> TrafficFile:
         if self.users is not None and (self.rate is not None or self.offline):
             raise reject("`users` is a closed loop and excludes `rate` and `offline`")
+        if self.think_time is not None and self.users is None:
+            raise reject("`think_time` belongs to a closed loop", "state `users`")
         if self.offline and self.rate is not None:
             raise reject("`offline` has every request at time zero and excludes `rate`")
         if self.trace is None:
