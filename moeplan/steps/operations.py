@@ -67,8 +67,9 @@ class Operations:
         intermediate_size: float,
         n_matrices: int,
         fmt: str,
+        routed_pairs: npt.ArrayLike | None = None,
     ) -> Array:
-        """All routed experts of one layer on this GPU, by the fastest kernel the engine has."""
+        """All routed experts of one layer on this GPU, by the engine's fastest kernel; see `expert_ffn_time_s`."""
         known = self.hardware.efficiency.parameters
         others = (known.get(("moe", f"{self.engine}/{kernel}", fmt)) for kernel in self.expert_kernels)
         times = [
@@ -84,6 +85,7 @@ class Operations:
                 fmt=FORMATS[fmt],
                 device=self.hardware.device,
                 p=p,
+                routed_pairs=routed_pairs,
             )
             for p in (self.parameters("moe", fmt), *(found.values for found in others if found is not None))
         ]

@@ -211,9 +211,11 @@ class ServingStep:
         tokens = n_tokens * layout.dp  # tokens of the whole replica meet in the experts
         loads = expert_routing.rank_loads(block, tokens, layout.ep, self.routing, n_nodes=self._n_expert_nodes)
         assignments = loads.assignments
-        entering = np.minimum(tokens, assignments) if self._exchanges_by_all_to_all else tokens
+        # gathered, every rank sees all tokens and masks the pairs of remote experts
+        gathered = not self._exchanges_by_all_to_all
         return self.ops.experts_s(
-            entering,
+            tokens if gathered else np.minimum(tokens, assignments),
+            routed_pairs=np.maximum(assignments, tokens * block.top_k) if gathered else None,
             assignments=assignments,
             distinct=loads.distinct,
             max_load=loads.max_load,
