@@ -97,7 +97,10 @@ def _checks(
         if training.result is not None and deadline is not None:
             checks.append(v.deadline_verdict(training.result, deadline))
     if scenario.serving is not None and serving is not None:
-        fix = None if serving.fit.fits else smallest_serving_fix(scenario.model, scenario.hardware, scenario.serving)
+        copies = scenario.routing.n_redundant_experts
+        fix = None
+        if not serving.fit.fits:
+            fix = smallest_serving_fix(scenario.model, scenario.hardware, scenario.serving, n_redundant_experts=copies)
         checks.append(v.memory_verdict(serving.fit, "one replica", fix))
         if serving.result is not None:
             checks.append(v.load_verdict(serving.result, scenario.serving.traffic.arrivals.rate_per_s))

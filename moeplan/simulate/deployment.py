@@ -34,7 +34,13 @@ class Deployment:
         """Memory of one replica."""
         s = self.serving
         return serving_memory(
-            self.model, self.hardware, s.layout, s.precision, s.engine, max_context_tokens=s.max_context_tokens
+            self.model,
+            self.hardware,
+            s.layout,
+            s.precision,
+            s.engine,
+            max_context_tokens=s.max_context_tokens,
+            n_redundant_experts=self.routing.n_redundant_experts,
         )
 
     def table(self) -> StepTable:

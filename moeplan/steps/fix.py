@@ -43,7 +43,9 @@ class Fix:
         return self.text
 
 
-def smallest_serving_fix(model: ModelArchitecture, hardware: Hardware, serving: Serving) -> Fix | None:
+def smallest_serving_fix(
+    model: ModelArchitecture, hardware: Hardware, serving: Serving, *, n_redundant_experts: int = 0
+) -> Fix | None:
     """First change that fits, None when nothing tried does.
 
     In this order: iteration size, cache format, context; more GPUs; fewer bits; fewer bits on more GPUs.
@@ -52,7 +54,15 @@ def smallest_serving_fix(model: ModelArchitecture, hardware: Hardware, serving: 
     for new_layout, new_precision, new_engine, context, changes in _serving_changes(
         model, hardware, layout, serving.precision, serving.engine, serving.max_context_tokens
     ):
-        fit = serving_memory(model, hardware, new_layout, new_precision, new_engine, max_context_tokens=context)
+        fit = serving_memory(
+            model,
+            hardware,
+            new_layout,
+            new_precision,
+            new_engine,
+            max_context_tokens=context,
+            n_redundant_experts=n_redundant_experts,
+        )
         if fit.fits:
             return _fix(changes, fit, new_layout.n_gpus, layout.n_gpus)
     return None

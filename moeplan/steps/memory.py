@@ -78,8 +78,9 @@ def serving_memory(
     *,
     max_context_tokens: int,
     mean_context_tokens: float | None = None,
+    n_redundant_experts: int = 0,
 ) -> MemoryFit:
-    """Memory of one serving replica.
+    """Memory of one serving replica; ``n_redundant_experts`` more slots are spread over the layout's ep GPUs.
 
     ``mean_context_tokens`` (default: the maximum) sets how much of windowed layers and recurrent states a token of KV
     capacity carries. Raises ValueError when there are more stages than layers.
@@ -93,6 +94,10 @@ def serving_memory(
         first, last = stage == 0, stage == layout.pp - 1
         params = layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.expert_tp)
         params += vocabulary_params(model, layout.tp, first=first, last=last)
+        if n_redundant_experts and layout.ep > 1:
+            copies = split(n_redundant_experts, layout.ep) / layout.expert_tp
+            moe = (b for layer in layers for b in layer.blocks if isinstance(b, MoeMlp))
+            params += Params(experts=copies * sum(block.n_params_per_expert for block in moe))
         fixed = {f"weights_{name}": size for name, size in params.stored_bytes(precision).items()}
         fixed["activations"] = _serving_workspace_bytes(model, layers, layout, engine, last=last)
         fixed["communication"] = _communication_bytes(model, layout, engine)

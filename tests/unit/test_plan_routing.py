@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from step_cases import moe
+from step_cases import BF16, engine, hardware, model, moe
 
 from moeplan.planner.routing import routing_result
 from moeplan.simulate.routing import RoutingStep
+from moeplan.spec.layout import ServingLayout
 from moeplan.spec.routing import Popularity, RoutingAssumption
+from moeplan.steps.memory import serving_memory
 
 SKEWED = RoutingAssumption(0.0, "", Popularity("lognormal", 0.5))
 
@@ -39,3 +41,16 @@ def test_bytes_are_of_distinct_gpus():
 def test_one_gpu_has_no_straggler():
     found = routing_result(step(n_ranks=1), SKEWED, exchanges=False, decoding=True)
     assert found.straggler_over_mean.p99.value == pytest.approx(1.0)
+
+
+def test_copies_take_memory():
+    """Eight copies over eight GPUs: one expert more on each, in every layer."""
+    shape = model()
+    fits = [
+        serving_memory(
+            shape, hardware(), ServingLayout(tp=8, ep=8), BF16, engine(), max_context_tokens=4096, n_redundant_experts=n
+        )
+        for n in (0, 8)
+    ]
+    more = fits[1].breakdown["weights_experts"] - fits[0].breakdown["weights_experts"]
+    assert more == pytest.approx(2.0 * moe().n_params_per_expert * shape.n_layers)
