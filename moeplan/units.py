@@ -36,8 +36,9 @@ Dimension = Literal[
 ]
 
 HOURS_PER_MONTH = 730.0  # 8760 h / 12, the convention of cloud price lists
-_HOUR_S = 3600.0
-_MONTH_S = HOURS_PER_MONTH * _HOUR_S
+HOUR_S = 3600.0
+DAY_S = 86400.0
+_MONTH_S = HOURS_PER_MONTH * HOUR_S
 _MAX_CHARS = 80
 
 _DECIMAL = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
@@ -49,11 +50,11 @@ _BITS = {p + b: f / 8.0 for p, f in (_DECIMAL | _BINARY).items() for b in ("b", 
 _BYTE_RATE = {u + "/s": f for u, f in _BYTES.items()}
 _BIT_RATE = {u + "/s": f for u, f in _BITS.items()} | {p + "bps": f / 8.0 for p, f in _DECIMAL.items()}
 _DURATION = {
-    "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": _HOUR_S,
-    "d": 86400.0, "day": 86400.0, "days": 86400.0, "week": 604800.0, "weeks": 604800.0,
+    "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": HOUR_S,
+    "d": DAY_S, "day": DAY_S, "days": DAY_S, "week": 604800.0, "weeks": 604800.0,
     "month": _MONTH_S, "months": _MONTH_S, "year": 12 * _MONTH_S, "years": 12 * _MONTH_S,
 }  # fmt: skip
-_PER = {"s": 1.0, "min": 60.0, "h": _HOUR_S, "d": 86400.0, "day": 86400.0, "month": _MONTH_S, "year": 12 * _MONTH_S}
+_PER = {"s": 1.0, "min": 60.0, "h": HOUR_S, "d": DAY_S, "day": DAY_S, "month": _MONTH_S, "year": 12 * _MONTH_S}
 _TOKEN_COUNT = {"": 1.0, "token": 1.0, "tokens": 1.0} | {
     p + w: f for p, f in _SHORT.items() for w in ("", "tokens", " tokens")
 }
@@ -71,8 +72,8 @@ _UNITS: dict[Dimension, dict[str, float]] = {
                    for t, s in _PER.items()},
     "tokens": _TOKEN_COUNT,
     "usd": _MONEY,
-    "usd_per_hour": {u: f * _HOUR_S for u, f in _MONEY_RATE_PER_S.items()},
-    "usd_per_gpu_hour": {u: f * _HOUR_S for u, f in _PER_GPU.items()},
+    "usd_per_hour": {u: f * HOUR_S for u, f in _MONEY_RATE_PER_S.items()},
+    "usd_per_gpu_hour": {u: f * HOUR_S for u, f in _PER_GPU.items()},
     "usd_per_month": {u: f * _MONTH_S for u, f in _MONEY_RATE_PER_S.items()},
     "usd_per_token": {"USD/token": 1.0, "USD/Mtokens": 1e-6, "USD/M tokens": 1e-6, "USD/1M tokens": 1e-6},
     "usd_per_energy": {"USD/kWh": 1.0 / 3.6e6, "USD/MWh": 1.0 / 3.6e9},
@@ -256,15 +257,6 @@ def format_bandwidth(value: float) -> str:
     return format_bytes(value) + "/s"
 
 
-def format_duration(value: float) -> str:
-    """Seconds as the unit that reads best: "52.3 ms", "3.1 h", "41 d"."""
-    size = abs(value)
-    for least, unit in ((2 * 86400.0, "d"), (2 * _HOUR_S, "h"), (120.0, "min"), (1.0, "s"), (1e-3, "ms")):
-        if size >= least:
-            return f"{value / _DURATION[unit]:.3g} {unit}"
-    return f"{value * 1e6:.3g} us"
-
-
 def format_tokens(value: float) -> str:
     """A count of tokens or parameters: "14.8T", "30.5B", "4096"."""
     if abs(value) < 1e5:
@@ -272,30 +264,6 @@ def format_tokens(value: float) -> str:
     return _prefixed(value, ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))).replace(" ", "")
 
 
-def format_usd(value: float) -> str:
-    """Dollars: cents below 100, whole dollars with thousands separators above."""
-    if abs(value) >= 100:
-        return f"{value:,.0f} USD"
-    return f"{value:.2f} USD" if abs(value) >= 0.1 else f"{value:.3g} USD"
-
-
-def format_fraction(value: float) -> str:
-    """A fraction as per cent: "41.5 %"."""
-    return f"{100 * value:.3g} %"
-
-
 def format_flop_rate(value: float) -> str:
     """FLOP per second: "989 TFLOP/s"."""
     return _prefixed(value, ((1e15, "PFLOP/s"), (1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1.0, "FLOP/s")))
-
-
-def format_power(value: float) -> str:
-    """Watts: "10.2 kW"."""
-    return _prefixed(value, ((1e6, "MW"), (1e3, "kW"), (1.0, "W")))
-
-
-def format_rate(value: float, what: str) -> str:
-    """Something per second: "3.2 req/s", "12.4K tokens/s"."""
-    if abs(value) >= 1e4:
-        return _prefixed(value, ((1e9, "B"), (1e6, "M"), (1e3, "K"))).replace(" ", "") + f" {what}/s"
-    return f"{value:.3g} {what}/s" if abs(value) < 1000 else f"{value:.0f} {what}/s"

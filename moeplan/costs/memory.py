@@ -16,6 +16,7 @@ from moeplan.costs.projections import (
     shared_expert_shard,
     split,
 )
+from moeplan.costs.recurrent import STATE_BYTES
 from moeplan.spec.kv import INDEX_BYTES, cache_growth, state_values
 from moeplan.spec.model import (
     Block,
@@ -31,7 +32,6 @@ from moeplan.spec.model import (
 )
 from moeplan.spec.precision import FORMATS, NumberFormat, Precision
 
-STATE_BYTES = 4.0  # recurrent states are kept in fp32 (flash-linear-attention, mamba_ssm)
 CONV_BYTES = 2.0  # convolution tails are kept in 16 bit
 
 # Optimizer bytes per trained parameter, master copy apart (ZeRO, arXiv:1910.02054, section 3.1: two fp32 moments;

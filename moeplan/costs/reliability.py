@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from moeplan.spec.workload import Reliability
 
-DAY_S = 86400.0
-
 
 def goodput_frac(n_gpus: int, reliability: Reliability) -> float:
     """Expected share of wall time that is training progress.

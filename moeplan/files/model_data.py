@@ -16,7 +16,6 @@ from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.uncertainty import LogError, ModelError
 from moeplan.spec.workload import Reliability
 
-_DAY_S = 86400.0
 RELIABILITY = "reliability.yaml"
 MODEL_ERROR = "model_error.yaml"
 ROUTING = "routing.yaml"
@@ -34,7 +33,7 @@ def default_reliability() -> tuple[Reliability, dict[str, str]]:
     table = _read(RELIABILITY)
     sources = {key: f"{entry['source']} ({entry['kind']}, {entry['date']})" for key, entry in table.items()}
     reliability = Reliability(
-        failures_per_gpu_s=float(table["failures_per_gpu_day"]["value"]) / _DAY_S,
+        failures_per_gpu_s=float(table["failures_per_gpu_day"]["value"]) / units.DAY_S,
         restart_s=units.parse(table["restart"]["value"], "duration"),
         checkpoint_interval_s=units.parse(table["checkpoint_interval"]["value"], "duration"),
         checkpoint_write_s=units.parse(table["checkpoint_write"]["value"], "duration"),

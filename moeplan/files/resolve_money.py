@@ -12,9 +12,7 @@ from moeplan.files.schema_walk import Loc
 from moeplan.provenance import Kind, Source
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.prices import Budget, Money, Offer
-from moeplan.units import HOURS_PER_MONTH, UnitError
-
-_HOUR_S = 3600.0
+from moeplan.units import HOUR_S, HOURS_PER_MONTH, UnitError
 
 
 def resolve_money(
@@ -76,9 +74,9 @@ def _owned(rs: Resolving, own: OwnFile, loc: Loc, hardware: Hardware) -> Offer |
             (*loc, "power"), f"missing key: the profile of {hardware.slug} states no all-in power", hint="state it"
         )
         return None
-    hours = own.lifetime / _HOUR_S
+    hours = own.lifetime / HOUR_S
     per_hour = own.purchase * (1.0 - own.residual) / hours + own.hosting / HOURS_PER_MONTH
-    per_hour += power_w * _HOUR_S * own.electricity
+    per_hour += power_w * HOUR_S * own.electricity
     source = Source("the scenario", "", Kind.DERIVED, "bought hardware: depreciation, hosting and energy per hour")
     return Offer("own hardware", hardware.device.slug, per_hour, 1, "own", "", source)
 

@@ -16,8 +16,8 @@ from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.scenario import Training
 from moeplan.spec.workload import Adapter, Reliability, TrainingWork
+from moeplan.units import DAY_S
 
-_DAY_S = 86400.0
 _GRADIENT_BYTES = {"fp32": 4.0, "bf16": 2.0}
 _LAYOUT: Loc = ("training", "layout")
 
@@ -126,7 +126,7 @@ def _reliability(rs: Resolving, file: ReliabilityFile) -> Reliability:
             rs.note(target, (*loc, key))
     per_day = file.failures_per_gpu_day
     return Reliability(
-        failures_per_gpu_s=default.failures_per_gpu_s if per_day is None else per_day / _DAY_S,
+        failures_per_gpu_s=default.failures_per_gpu_s if per_day is None else per_day / DAY_S,
         restart_s=default.restart_s if file.restart is None else file.restart,
         checkpoint_interval_s=default.checkpoint_interval_s
         if file.checkpoint_interval is None

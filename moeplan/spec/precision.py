@@ -21,7 +21,6 @@ class NumberFormat:
     bits: float
     compute: ComputeType
     fallback: ComputeType | None
-    weight_only: bool  # weights are dequantised inside the kernel; activations stay 16 bit
     source: str
 
     @property
@@ -34,28 +33,26 @@ _HALF_BLOCK = "scale bits: block layout of the format; "
 FORMATS: dict[str, NumberFormat] = {
     f.name: f
     for f in (
-        NumberFormat("fp32", 32.0, "fp32", None, False, "IEEE 754"),
-        NumberFormat("bf16", 16.0, "bf16", "fp32", False, "bfloat16 storage"),
-        NumberFormat("fp16", 16.0, "fp16", "fp32", False, "IEEE 754"),
-        NumberFormat("fp8", 8.0, "fp8", "bf16", False, "OCP FP8, per-tensor or per-channel scales (negligible)"),
+        NumberFormat("fp32", 32.0, "fp32", None, "IEEE 754"),
+        NumberFormat("bf16", 16.0, "bf16", "fp32", "bfloat16 storage"),
+        NumberFormat("fp16", 16.0, "fp16", "fp32", "IEEE 754"),
+        NumberFormat("fp8", 8.0, "fp8", "bf16", "OCP FP8, per-tensor or per-channel scales (negligible)"),
         NumberFormat(
             "fp8_block",
             8.0 + 32.0 / (128 * 128),
             "fp8",
             "bf16",
-            False,
             _HALF_BLOCK + "128x128 blocks, fp32 scale (DeepSeek-V3 report, section 3.3)",
         ),
-        NumberFormat("int8", 8.0, "int8", "bf16", False, "W8A8, per-channel scales (negligible)"),
+        NumberFormat("int8", 8.0, "int8", "bf16", "W8A8, per-channel scales (negligible)"),
         NumberFormat(
-            "int8_wo", 8.0 + 16.0 / 128, "bf16", None, True, _HALF_BLOCK + "W8A16, groups of 128 with a 16-bit scale"
+            "int8_wo", 8.0 + 16.0 / 128, "bf16", None, _HALF_BLOCK + "W8A16, groups of 128 with a 16-bit scale"
         ),
         NumberFormat(
             "int4",
             4.0 + (16.0 + 4.0) / 128,
             "bf16",
             None,
-            True,
             _HALF_BLOCK + "W4A16 (AWQ/GPTQ), groups of 128: 16-bit scale, 4-bit zero",
         ),
         NumberFormat(
@@ -63,7 +60,6 @@ FORMATS: dict[str, NumberFormat] = {
             4.0 + 16.0 / 32,
             "bf16",
             None,
-            True,
             _HALF_BLOCK + "W4A16 symmetric, groups of 32: 16-bit scale (Kimi-K2.5)",
         ),
         NumberFormat(
@@ -71,7 +67,6 @@ FORMATS: dict[str, NumberFormat] = {
             4.0 + 8.0 / 32,
             "fp4",
             "bf16",
-            False,
             _HALF_BLOCK + "OCP Microscaling v1.0: 32 values share an 8-bit scale",
         ),
         NumberFormat(
@@ -79,7 +74,6 @@ FORMATS: dict[str, NumberFormat] = {
             4.0 + 8.0 / 32,
             "bf16",
             None,
-            True,
             _HALF_BLOCK + "MXFP4 weights dequantised in the kernel, 16-bit activations (gpt-oss on Hopper)",
         ),
         NumberFormat(
@@ -87,18 +81,14 @@ FORMATS: dict[str, NumberFormat] = {
             4.0 + 8.0 / 32,
             "fp8",
             "bf16",
-            False,
             _HALF_BLOCK + "MXFP4 weights, MXFP8 activations (gpt-oss on Blackwell)",
         ),
-        NumberFormat(
-            "nvfp4", 4.0 + 8.0 / 16, "fp4", "bf16", False, _HALF_BLOCK + "NVFP4: 16 values share an 8-bit scale"
-        ),
+        NumberFormat("nvfp4", 4.0 + 8.0 / 16, "fp4", "bf16", _HALF_BLOCK + "NVFP4: 16 values share an 8-bit scale"),
         NumberFormat(
             "mxfp8",
             8.0 + 8.0 / 32,
             "fp8",
             "bf16",
-            False,
             _HALF_BLOCK + "OCP Microscaling v1.0: 32 values share an 8-bit scale",
         ),
         NumberFormat(
@@ -106,18 +96,16 @@ FORMATS: dict[str, NumberFormat] = {
             8.0 + 16.0 / 32,
             "bf16",
             None,
-            True,
             _HALF_BLOCK + "llama.cpp block_q8_0: 32 values, one 16-bit scale",
         ),
-        NumberFormat("q6_k", 6.5625, "bf16", None, True, "llama.cpp block_q6_K: 210 bytes per 256 values"),
-        NumberFormat("q5_k_m", 5.69, "bf16", None, True, "llama.cpp quantize table, mean over tensors of a mixed file"),
-        NumberFormat("q4_k_m", 4.85, "bf16", None, True, "llama.cpp quantize table, mean over tensors of a mixed file"),
+        NumberFormat("q6_k", 6.5625, "bf16", None, "llama.cpp block_q6_K: 210 bytes per 256 values"),
+        NumberFormat("q5_k_m", 5.69, "bf16", None, "llama.cpp quantize table, mean over tensors of a mixed file"),
+        NumberFormat("q4_k_m", 4.85, "bf16", None, "llama.cpp quantize table, mean over tensors of a mixed file"),
         NumberFormat(
             "q4_0",
             4.0 + 16.0 / 32,
             "bf16",
             None,
-            True,
             _HALF_BLOCK + "llama.cpp block_q4_0: 32 values, one 16-bit scale",
         ),
     )

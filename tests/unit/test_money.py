@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moeplan.costs.money import billed_gpus, monthly_cost, run_cost, usd_per_million_tokens
-from moeplan.costs.reliability import DAY_S, goodput_frac
+from moeplan.costs.reliability import goodput_frac
 from moeplan.provenance import Kind, Source
 from moeplan.spec.prices import Money, Offer
 from moeplan.spec.workload import Reliability
+from moeplan.units import DAY_S
 
 
 def money(usd: float = 2.0, *, per_instance: int = 1, tax: float = 0.0, people: float = 0.0) -> Money:

@@ -160,23 +160,9 @@ def test_format_bytes_reads_back_to_three_digits(value: float) -> None:
     assert parse(units.format_bytes(value), "bytes") == pytest.approx(value, rel=0.006)
 
 
-@given(st.floats(min_value=1e-6, max_value=1e9))
-def test_format_duration_reads_back(value: float) -> None:
-    assert parse(units.format_duration(value), "duration") == pytest.approx(value, rel=0.006)
-
-
 def test_formats() -> None:
     assert units.format_bytes(141e9) == "141 GB"
     assert units.format_bandwidth(4.8e12) == "4.8 TB/s"
-    assert units.format_duration(0.0523) == "52.3 ms"
-    assert units.format_duration(0.0) == "0 us"
     assert units.format_tokens(14.8e12) == "14.8T"
     assert units.format_tokens(4096) == "4096"
-    assert units.format_usd(3021.4) == "3,021 USD"
-    assert units.format_usd(3.5) == "3.50 USD"
-    assert units.format_usd(0.0123) == "0.0123 USD"
-    assert units.format_fraction(0.415) == "41.5 %"
     assert units.format_flop_rate(989e12) == "989 TFLOP/s"
-    assert units.format_power(10200.0) == "10.2 kW"
-    assert units.format_rate(3.2, "req") == "3.2 req/s"
-    assert units.format_rate(12400.0, "tokens") == "12.4K tokens/s"
