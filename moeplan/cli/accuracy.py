@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pandas as pd
-
     from moeplan.calibrate.judge import Judged, Unanswered
+
+_CSV: dict[str, Any] = {"index": False, "float_format": "%.6g"}
 
 
 @click.command()
@@ -36,15 +36,15 @@ def accuracy(runs: Path, as_json: bool, markdown: bool, out: Path | None, held_o
 
     with progress("reading") as say:
         if runs.suffix == ".csv":
-            judged, missing, rows = _judge_runs(runs, held_out, say)
+            judged, missing, rows_csv = _judge_runs(runs, held_out, say)
         else:
             judged, missing = _judge_op_tables(runs, held_out, say)
-            rows = judge.rows_of(judged)
+            rows_csv = judge.rows_of(judged).to_csv(**_CSV)
     report = judge.report(judged, missing)
     if out is not None:
         from moeplan.files.write import write_text
 
-        write_text(out, rows.to_csv(index=False, float_format="%.6g"))
+        write_text(out, rows_csv)
     if as_json:
         click.echo(json.dumps(report, indent=1))
         return 0
@@ -59,10 +59,8 @@ def accuracy(runs: Path, as_json: bool, markdown: bool, out: Path | None, held_o
     return 0
 
 
-def _judge_runs(
-    path: Path, held_out: bool, say: Callable[[str], None]
-) -> tuple[list[Judged], list[Unanswered], pd.DataFrame]:
-    """Serving or training runs of one CSV file."""
+def _judge_runs(path: Path, held_out: bool, say: Callable[[str], None]) -> tuple[list[Judged], list[Unanswered], str]:
+    """Serving or training runs of one CSV file, and their rows with predictions as CSV."""
     from moeplan.calibrate import runs
     from moeplan.files.measured_runs import read_runs
     from moeplan.files.model_data import load_model_error
@@ -74,7 +72,7 @@ def _judge_runs(
         click.echo(f"{path}: carried through unread: {', '.join(table.unknown_columns)}", err=True)
     results = runs.predict(table, load_model_error(), say)
     judged, missing = runs.judge(table, results)
-    return judged, missing, runs.rows_of(table, results)
+    return judged, missing, runs.rows_of(table, results).to_csv(**_CSV)
 
 
 def _judge_op_tables(runs: Path, held_out: bool, say: Callable[[str], None]) -> tuple[list[Judged], list[Unanswered]]:

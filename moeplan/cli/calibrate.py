@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import click
@@ -44,17 +45,15 @@ def calibrate(
     from moeplan.calibrate import run
     from moeplan.calibrate.tables import table_ops
     from moeplan.cli.progress import progress
-    from moeplan.errors import did_you_mean, input_error
+    from moeplan.errors import input_error
     from moeplan.files.fitted import TRANSFER_FILE, read_transfer
     from moeplan.files.hardware_catalog import hardware_names, load_hardware
     from moeplan.files.locate import data_folder
     from moeplan.files.op_tables import find_tables
 
     known = hardware_names()
-    for option, names, allowed in (("--device", devices, known), ("--op", ops, table_ops())):
-        for name in names:
-            if name not in allowed:
-                raise input_error(option, "not known", got=name, hint=did_you_mean(name, allowed))
+    _check_names("--device", devices, known)
+    _check_names("--op", ops, table_ops())
     files = find_tables(tables, ops=table_ops(), hardware=known, only_hardware=devices)
     files = [file for file in files if not ops or file.op in ops]
     if not files:
@@ -92,6 +91,15 @@ def calibrate(
     for text in failed:
         click.echo(f"not converged, old file kept: {text}", err=True)
     return EXIT_NOT_CONVERGED if failed else 0
+
+
+def _check_names(option: str, names: Iterable[str], allowed: Collection[str]) -> None:
+    """Raises InputError for a name that is not allowed."""
+    from moeplan.errors import did_you_mean, input_error
+
+    for name in names:
+        if name not in allowed:
+            raise input_error(option, "not known", got=name, hint=did_you_mean(name, allowed))
 
 
 def _learn_model_error(runs: Path, out: Path | None, source: str, as_json: bool) -> int:
