@@ -6,6 +6,8 @@ so that ``import moeplan`` stays cheap.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from moeplan._version import __version__
@@ -25,3 +27,14 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_LAZY[name]), name)
+
+
+class _Face(ModuleType):
+    """Keeps ``moeplan.simulate`` the function: importing the room ``moeplan/simulate`` would bind its module there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _LAZY and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

@@ -23,6 +23,7 @@ from moeplan.steps.serving import Iteration, step_parts_s
 from moeplan.steps.table import StepTable
 
 Say = Callable[[str], None]
+_MOST_FLOOD_REQUESTS = 2**15  # bounds the time of a plan; a batch of thousands still turns over several times
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +78,42 @@ def tables_at_ends(deployment: Deployment, error: ModelError, tier: Tier) -> lis
 
 
 def _capacity_requests_per_s(table: StepTable, deployment: Deployment, fit: MemoryFit) -> float | None:
-    """Requests/s when the queue never empties: the same requests, all there at time zero."""
-    arrivals = deployment.serving.traffic.arrivals
-    flood = replace(arrivals, kind="all_at_once", rate_per_s=None, n_users=None, warmup_requests=0)
-    log = deployment.run(table, fit, flood)
+    """Requests/s while a queue stands: the same kind of requests, all there at time zero, as many as that takes.
+
+    One replica is flooded; others behind the same queue are its equals.
+    """
+    serving = deployment.serving
+    n_replicas = serving.layout.replicas
+    one = replace(deployment, serving=replace(serving, layout=replace(serving.layout, replicas=1)))
+    arrivals = replace(
+        serving.traffic.arrivals, kind="all_at_once", rate_per_s=None, n_users=None, think_s=0.0, warmup_requests=0
+    )
+    n_requests = arrivals.n_requests
+    while True:
+        log = one.run(table, fit, replace(arrivals, n_requests=n_requests))
+        if not log.completed.any():
+            return None
+        per_s = _standing_queue_requests_per_s(log)
+        if per_s is not None:
+            return n_replicas * per_s
+        if n_requests >= _MOST_FLOOD_REQUESTS:  # a lower bound: filling and emptying are in it
+            return n_replicas * float(log.completed.sum() / log.finish_s[log.completed].max())
+        n_requests *= 4
+
+
+def _standing_queue_requests_per_s(log: EventLog) -> float | None:
+    """Requests/s between the first end and the last start of a request; None when that is too short to tell.
+
+    The work of a request counts evenly from its start to its end: equal requests end in waves, and counting ends would
+    measure the height of a wave.
+    """
     done = log.completed
-    if not done.any():
+    start, end = log.scheduled_s[done], log.finish_s[done]
+    first, last = float(end.min()), float(start.max())
+    if last - first < 2.0 * float(np.mean(end - start)):
         return None
-    # the end of the flood runs ever emptier; the middle is what a standing queue would see
-    finish = np.sort(log.finish_s[done])
-    first, last = finish[finish.size // 10], finish[(finish.size * 9) // 10]
-    if last <= first:
-        return float(finish.size / finish[-1])
-    return float((finish.size * 9 // 10 - finish.size // 10) / (last - first))
+    inside = np.minimum(end, last) - np.maximum(start, first)
+    return float(np.sum(np.maximum(inside, 0.0) / (end - start)) / (last - first))
 
 
 def _result(
