@@ -104,7 +104,8 @@ def _checks(
         checks.append(v.memory_verdict(serving.fit, "one replica", fix))
         if serving.result is not None:
             checks.append(v.load_verdict(serving.result, scenario.serving.traffic.arrivals.rate_per_s))
-            checks += v.slo_verdicts(scenario.serving.slo, serving.slo_latency_s)
+            answered = serving.result.ttft_s is not None
+            checks += v.slo_verdicts(scenario.serving.slo, serving.slo_latency_s, answered=answered)
     if budget is not None:
         checks.append(v.budget_verdict(budget))
     return checks

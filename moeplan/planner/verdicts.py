@@ -28,8 +28,8 @@ def memory_verdict(fit: MemoryFit, what: str, fix: Fix | None) -> Verdict:
     return Verdict("memory", fit.fits, need, have, "bytes", text)
 
 
-def slo_verdicts(slo: Slo, latency_s: Mapping[str, Q]) -> list[Verdict]:
-    """One verdict per latency target."""
+def slo_verdicts(slo: Slo, latency_s: Mapping[str, Q], *, answered: bool) -> list[Verdict]:
+    """One verdict per latency target; ``answered``: some request got its answer."""
     targets = {"ttft": slo.ttft_s, "tpot": slo.tpot_s, "e2e": slo.e2e_s}
     found = []
     for name, target in targets.items():
@@ -37,8 +37,14 @@ def slo_verdicts(slo: Slo, latency_s: Mapping[str, Q]) -> list[Verdict]:
             continue
         label = f"{_METRIC[name].capitalize()}"
         if name not in latency_s:
-            text = f"{label}: no request reached it, so the target of {_s(target)} is not met."
-            found.append(Verdict(f"slo_{name}", False, target, None, "s", text))
+            # one-token answers have no time between tokens; without a first token nothing was answered
+            ok = name == "tpot" and answered
+            text = (
+                f"{label}: every answer is a single token, so there is none to hold to the target of {_s(target)}."
+                if ok
+                else f"{label}: no request reached it, so the target of {_s(target)} is not met."
+            )
+            found.append(Verdict(f"slo_{name}", ok, target, None, "s", text))
             continue
         q = latency_s[name]
         ok = q.value <= target
@@ -53,9 +59,9 @@ def slo_verdicts(slo: Slo, latency_s: Mapping[str, Q]) -> list[Verdict]:
 def load_verdict(result: ServingResult, asked_per_s: float | None) -> Verdict:
     """Whether the queue stays bounded and nothing is refused."""
     capacity = result.capacity_requests_per_s
-    asked = "" if asked_per_s is None else f" of the {asked_per_s:.3g} asked for"
-    most = "" if capacity is None else f"; it could serve up to {capacity.value:.3g} requests/s"
-    served = f"{result.requests_per_s.value:.3g} requests/s"
+    asked = "" if asked_per_s is None else f" of the {_n(asked_per_s)} asked for"
+    most = "" if capacity is None else f"; it could serve up to {_n(capacity.value)} requests/s"
+    served = f"{_n(result.requests_per_s.value)} requests/s"
     if result.saturated:
         text = f"Load: the deployment is overloaded and its queue keeps growing; it serves {served}{asked}{most}."
     elif result.n_requests_rejected:
@@ -89,8 +95,8 @@ def deadline_verdict(result: TrainingResult, deadline_s: float) -> Verdict:
     ok = wall.value <= deadline_s
     days, low, high, allowed = (t / 86400.0 for t in (wall.value, wall.low, wall.high, deadline_s))
     text = (
-        f"Deadline: the run takes {days:.3g} days (90 % sure: {low:.3g} to {high:.3g}) "
-        f"of the {allowed:.3g} there are{_confidence(wall, deadline_s)}."
+        f"Deadline: the run takes {_n(days)} days (90 % sure: {_n(low)} to {_n(high)}) "
+        f"of the {_n(allowed)} there are{_confidence(wall, deadline_s)}."
     )
     return Verdict("deadline", ok, wall.value, deadline_s, "s", text)
 
@@ -135,7 +141,7 @@ def comparison_remark(comparison: Comparison, mine: Plan, other: Plan) -> Verdic
 
 def _rate(plan: Plan) -> str:
     capacity = None if plan.serving is None else plan.serving.capacity_requests_per_s
-    return "an unknown rate" if capacity is None else f"{capacity.value:.3g} requests/s"
+    return "an unknown rate" if capacity is None else f"{_n(capacity.value)} requests/s"
 
 
 def _confidence(q: Q, limit: float) -> str:
@@ -147,4 +153,9 @@ def _confidence(q: Q, limit: float) -> str:
 
 
 def _s(value: float) -> str:
-    return f"{value * 1e3:.3g} ms" if value < 1.0 else f"{value:.3g} s"
+    return f"{value * 1e3:.3g} ms" if value < 1.0 else f"{_n(value)} s"
+
+
+def _n(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    return f"{value:,.0f}" if value >= 100.0 else f"{value:.3g}"

@@ -36,7 +36,7 @@ def print_plan(plan: Plan, console: Console, *, verbose: bool = False) -> None:
 
 def _headline(plan: Plan) -> Text:
     checks = [v for v in plan.verdicts if v.check not in _REMARKS]
-    failed = [v.check for v in checks if not v.ok]
+    failed = [v.text.partition(":")[0].lower() for v in checks if not v.ok]
     head = Text(plan.scenario, style="bold")
     if not failed:
         head.append(f": yes, all {len(checks)} checks pass", style="bold green")
@@ -173,7 +173,7 @@ def seconds(value: float) -> str:
     """A duration in the unit a person would use."""
     for limit, unit, size in _TIMES:
         if value >= limit:
-            return f"{value / size:.3g} {unit}"
+            return f"{number(value / size)} {unit}"
     return f"{value * 1e3:.3g} ms"
 
 
