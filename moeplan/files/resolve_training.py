@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
+from moeplan.costs.reliability import goodput_frac
 from moeplan.costs.schedule import Schedule, schedule_problem
 from moeplan.files.model_data import RELIABILITY, default_reliability
 from moeplan.files.resolve_serving import check_runs
@@ -32,7 +33,11 @@ def resolve_training(rs: Resolving, file: TrainingFile, model: ModelArchitecture
     if (file.lora is None) == (file.method == "lora"):
         what = "method lora needs a `lora` section" if file.lora is None else "`lora` needs method lora"
         rs.problem(("training", "method"), what, file.method)
-    return Training(_layout(rs, file), _work(rs, file, model, hardware), _reliability(rs, file.reliability))
+    layout, reliability = _layout(rs, file), _reliability(rs, file.reliability)
+    if goodput_frac(layout.n_gpus, reliability) == 0.0:
+        what = f"on {layout.n_gpus} GPUs failures undo the work as fast as it is done: the run never ends"
+        rs.problem(("training", "reliability"), what, hint="a shorter checkpoint_interval or restart")
+    return Training(layout, _work(rs, file, model, hardware), reliability)
 
 
 def _layout(rs: Resolving, file: TrainingFile) -> TrainingLayout:

@@ -136,6 +136,7 @@ TRAINING_CASES = [
     Case("too-few-tokens", 7, "  tokens: 1000", "7:11", "training.tokens", ("fewer tokens than one optimizer step",)),
     Case("zero-stage", 11, "  layout: {dp: 8, zero: 4}", "11:25", "training.layout.zero", ("too large", "0 to 3")),
     Case("tokens-unit", 7, "  tokens: 1 GB", "7:11", "training.tokens", ("GB is a size in bytes",)),
+    Case("never-ends", 10, "  reliability: {failures_per_gpu_day: 1, restart: 3 d}", "10:3", "training.reliability", ("the run never ends", "checkpoint_interval")),
     Case("budget-per-month", 13, "budget: 100 USD/month", "13:9", "budget", ("a training run ends",)),
     Case("missing-method", 6, "  micro_batch: 1", "5:1", "training.method", ("missing key",)),
     Case("stray-lifecycle", 13, "lifecycle: {duration: 12 months}", "1:1", "serving", ("needs a `serving` section",)),
