@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize, minimize_scalar
 
 from moeplan.calibrate.training_runs import Row, hardware_of, model_of, routing_of, stated_metrics, training_of
-from moeplan.costs.host import DEFAULTS
+from moeplan.costs.host import DEFAULTS, MOST_LAUNCHED_EXPERTS
 from moeplan.costs.parameters import lookup
 from moeplan.costs.projections import split
 from moeplan.errors import InputError
@@ -100,7 +100,7 @@ def _fact(row: Row) -> Fact | None:
         n_micro=step.n_micro_batches,
         n_layers=model.n_layers / layout.pp,
         n_moe_layers=len(experts) / layout.pp,
-        n_local_experts=split(experts[0].n_experts, layout.ep) if experts else 0,
+        n_local_experts=min(split(experts[0].n_experts, layout.ep), MOST_LAUNCHED_EXPERTS) if experts else 0,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moeplan.costs.host import launch_time_s
+from moeplan.costs.host import MOST_LAUNCHED_EXPERTS, launch_time_s
 from moeplan.costs.memory import MASTER_BYTES, OPTIMIZER_BYTES, Params, layers_params, vocabulary_params
 from moeplan.costs.projections import split
 from moeplan.costs.roofline import peak_flop_per_s
@@ -253,5 +253,6 @@ def _optimizer_s(blocks: TrainingBlocks, trained: Params) -> float:
 
 def _launch_s(blocks: TrainingBlocks, layers: tuple[Layer, ...]) -> float:
     """Host time of one micro batch in a stage."""
-    held = sum(split(b.n_experts, blocks.layout.ep) for layer in layers for b in layer.blocks if isinstance(b, MoeMlp))
-    return launch_time_s(len(layers), held, p=blocks.ops.parameters("training_host", "bf16"))
+    experts = (b.n_experts for layer in layers for b in layer.blocks if isinstance(b, MoeMlp))
+    launched = sum(min(split(n, blocks.layout.ep), MOST_LAUNCHED_EXPERTS) for n in experts)
+    return launch_time_s(len(layers), launched, p=blocks.ops.parameters("training_host", "bf16"))
