@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from moeplan.files.engine_defaults import in_si
 from moeplan.files.locate import data_folder
 from moeplan.files.measured_runs import text_of
 from moeplan.files.yaml_tree import load_yaml
@@ -14,14 +15,14 @@ Row = Mapping[str, Any]
 
 
 def published_settings(row: Row) -> dict[str, Any]:
-    """Settings of the run's server by scenario key (and ``kv_cache``); empty where no known benchmark is named."""
+    """The server's settings by scenario key, in SI units (and ``kv_cache``); empty where no known run is named."""
     notes = text_of(row, "notes")
     found: dict[str, Any] = {}
     for benchmark in _benchmarks():
         if benchmark["marker"] in notes:
             for entry in benchmark["settings"]:
                 if all(_holds(row, key, wanted) for key, wanted in entry["when"].items()):
-                    found.update(entry["set"])
+                    found.update({key: in_si(key, value) for key, value in entry["set"].items()})
     return found
 
 

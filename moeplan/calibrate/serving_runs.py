@@ -172,7 +172,13 @@ def deployment_of(row: Row) -> Deployment:
         Slo(None, None, None, 90.0),
         max(model.max_context_tokens, longest),
     )
-    return Deployment(model, hardware, serving, ROUTING, 0)
+    stated = Deployment(model, hardware, serving, ROUTING, 0)
+    if "enable_attention_dp" in text_of(row, "notes") and model.moe_blocks and layout.dp == 1:
+        # The source's recipe for MoE models: "TPn" is n attention ranks. Where that does not fit, it was not what ran.
+        ranks = replace(layout, tp=1, dp=layout.tp, ep=1)
+        spread = replace(stated, serving=replace(serving, layout=ranks))
+        return spread if spread.fit().fits else stated
+    return stated
 
 
 _model = lru_cache(maxsize=None)(load_model)

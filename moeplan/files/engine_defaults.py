@@ -68,7 +68,7 @@ def engine_defaults(engine: str, device: Device, tp: int) -> dict[str, Default]:
     path = _path(engine)
     return {
         key: Default(
-            _si(key, _chosen(entry, device, tp)), path.name, f"{entry['source']} ({entry['kind']}, {entry['date']})"
+            in_si(key, _chosen(entry, device, tp)), path.name, f"{entry['source']} ({entry['kind']}, {entry['date']})"
         )
         for key, entry in _table(path).items()
     }
@@ -112,7 +112,7 @@ def _chosen(entry: Mapping[str, Any], device: Device, tp: int) -> Any:
     return entry["value"]
 
 
-def _si(key: str, value: Any) -> float | int | bool:
+def in_si(key: str, value: Any) -> float | int | bool:
     if key in _QUANTITIES:
         return units.parse(value, _QUANTITIES[key])
     number: float | int | bool = value
