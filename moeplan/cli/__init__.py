@@ -56,6 +56,10 @@ class _LazyGroup(click.Group):
             # the reader (head, less) went away: not an error of ours
             sys.stderr.close()
             sys.exit(0)
+        except OSError as error:
+            # files are read and written where their own errors are told; what is left is mostly a full output
+            click.echo(f"{error.filename or 'standard output'}: {error.strerror or error}", err=True)
+            sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -14,7 +14,7 @@ class NumberFormat:
 
     ``bits`` is the mean storage per value [bit], block scales included.
     ``compute`` is the preferred arithmetic; ``fallback`` the one used when the device lacks it
-    (weight-only formats dequantise to bf16).
+    (weight-only formats dequantise to bf16, or to fp16 on a device without it).
     """
 
     name: str
@@ -46,20 +46,20 @@ FORMATS: dict[str, NumberFormat] = {
         ),
         NumberFormat("int8", 8.0, "int8", "bf16", "W8A8, per-channel scales (negligible)"),
         NumberFormat(
-            "int8_wo", 8.0 + 16.0 / 128, "bf16", None, _HALF_BLOCK + "W8A16, groups of 128 with a 16-bit scale"
+            "int8_wo", 8.0 + 16.0 / 128, "bf16", "fp16", _HALF_BLOCK + "W8A16, groups of 128 with a 16-bit scale"
         ),
         NumberFormat(
             "int4",
             4.0 + (16.0 + 4.0) / 128,
             "bf16",
-            None,
+            "fp16",
             _HALF_BLOCK + "W4A16 (AWQ/GPTQ), groups of 128: 16-bit scale, 4-bit zero",
         ),
         NumberFormat(
             "int4_g32",
             4.0 + 16.0 / 32,
             "bf16",
-            None,
+            "fp16",
             _HALF_BLOCK + "W4A16 symmetric, groups of 32: 16-bit scale (Kimi-K2.5)",
         ),
         NumberFormat(
@@ -73,7 +73,7 @@ FORMATS: dict[str, NumberFormat] = {
             "w4a16_mxfp4",
             4.0 + 8.0 / 32,
             "bf16",
-            None,
+            "fp16",
             _HALF_BLOCK + "MXFP4 weights dequantised in the kernel, 16-bit activations (gpt-oss on Hopper)",
         ),
         NumberFormat(
@@ -95,17 +95,17 @@ FORMATS: dict[str, NumberFormat] = {
             "q8_0",
             8.0 + 16.0 / 32,
             "bf16",
-            None,
+            "fp16",
             _HALF_BLOCK + "llama.cpp block_q8_0: 32 values, one 16-bit scale",
         ),
-        NumberFormat("q6_k", 6.5625, "bf16", None, "llama.cpp block_q6_K: 210 bytes per 256 values"),
-        NumberFormat("q5_k_m", 5.69, "bf16", None, "llama.cpp quantize table, mean over tensors of a mixed file"),
-        NumberFormat("q4_k_m", 4.85, "bf16", None, "llama.cpp quantize table, mean over tensors of a mixed file"),
+        NumberFormat("q6_k", 6.5625, "bf16", "fp16", "llama.cpp block_q6_K: 210 bytes per 256 values"),
+        NumberFormat("q5_k_m", 5.69, "bf16", "fp16", "llama.cpp quantize table, mean over tensors of a mixed file"),
+        NumberFormat("q4_k_m", 4.85, "bf16", "fp16", "llama.cpp quantize table, mean over tensors of a mixed file"),
         NumberFormat(
             "q4_0",
             4.0 + 16.0 / 32,
             "bf16",
-            None,
+            "fp16",
             _HALF_BLOCK + "llama.cpp block_q4_0: 32 values, one 16-bit scale",
         ),
     )
