@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moeplan.costs.money import Bill, gpu_usd_per_hour, monthly_cost, run_cost, usd_per_million_tokens
+from moeplan.costs.money import Bill, monthly_cost, run_cost, usd_per_million_tokens
 from moeplan.planner.intervals import exact
 from moeplan.spec.plan import BudgetResult, CostResult, Q, ServingResult, TrainingResult
 from moeplan.spec.prices import Budget, Money
@@ -42,7 +42,7 @@ def serving_spending(money: Money, n_gpus: int, result: ServingResult | None) ->
 
 def training_spending(money: Money, n_gpus: int, result: TrainingResult | None) -> Spending:
     """A run that is paid for as long as it takes."""
-    per_hour = exact(gpu_usd_per_hour(money, n_gpus) * (1.0 + money.tax_frac))
+    per_hour = exact(monthly_cost(money, n_gpus).total / money.hours_per_month)
     if result is None:
         return Spending(CostResult(per_hour, None, None, None, {}), None)
     wall = result.wall_time_s

@@ -126,17 +126,22 @@ def comparison_remark(comparison: Comparison, mine: Plan, other: Plan) -> Verdic
     if a is None or b is None or mine.serving is None or other.serving is None:
         failed = mine.scenario if mine.serving is None else other.scenario
         return Verdict("comparison", True, None, None, "", f"{text}{failed} does not run on this hardware and layout.")
-    apart = (
-        "more than the uncertainty"
-        if a.high < b.low or b.high < a.low
-        else "they cannot be told apart within the uncertainty"
-    )
     load = "" if not other.serving.saturated else f"; {other.scenario} is overloaded by this traffic"
     text += (
-        f"${a.value:,.2f} against ${b.value:,.2f} per million output tokens served; "
-        f"at most {_rate(mine)} against {_rate(other)}{load} ({apart})."
+        f"${a.value:,.2f} against ${b.value:,.2f} per million output tokens of this traffic{_apart(a, b)}; "
+        f"at most {_rate(mine)} against {_rate(other)}"
+        f"{_apart(mine.serving.capacity_requests_per_s, other.serving.capacity_requests_per_s)}{load}."
     )
     return Verdict("comparison", True, a.value, b.value, "USD per million output tokens", text)
+
+
+def _apart(a: Q | None, b: Q | None) -> str:
+    """Whether two values differ by more than their intervals; nothing to say where they are equal or unknown."""
+    if a is None or b is None or a == b:
+        return ""
+    return (
+        " (clear of the uncertainty)" if a.high < b.low or b.high < a.low else " (not certain: the intervals overlap)"
+    )
 
 
 def _rate(plan: Plan) -> str:
