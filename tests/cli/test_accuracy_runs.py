@@ -13,7 +13,8 @@ from moeplan.cli import main
 
 SERVING = {
     "run_id": "s-1", "model": "Qwen3-30B-A3B", "hardware": "h200-sxm", "n_gpus": 1, "weight_precision": "",
-    "engine": "vllm", "tp": 1, "pp": 1, "dp": 1, "ep": 1, "load": "closed_loop", "input_tokens": 512, "output_tokens": 64,
+    "engine": "vllm", "tp": 1, "pp": 1, "dp": 1, "ep": 1, "load": "closed_loop",
+    "input_tokens": 512, "output_tokens": 64,
     "length_ratio": 0.8, "concurrency": 4,
 }  # fmt: skip
 TRAINING = {
