@@ -1,9 +1,9 @@
 """Learn from measured runs how wrong whole predictions are: the widths of every plan's intervals.
 
 Split-conformal in the log domain (Vovk et al., Algorithmic Learning in a Random World; Lei et al., JASA 113, 2018): the
-interval is the 5 % and 95 % quantile of ln(measured / predicted) over runs whose end-to-end times fitted nothing.
-Rows of one group (model, hardware, engine) err together, so every group gets the same weight: a new run most often
-belongs to a group nobody measured. ``cross_coverage`` tests exactly that, one group left out at a time.
+interval is the 5 % and 95 % quantile of ln(measured / predicted) over published runs. Rows of one group (model,
+hardware, engine) err together, so a group weighs as the square root of its rows: a new run may belong to a well
+measured group or to one nobody measured. ``cross_coverage`` tests the latter, one group left out at a time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,25 @@ from moeplan.calibrate.serving_runs import RowResult
 from moeplan.provenance import Tier
 from moeplan.spec.uncertainty import LogError, ModelError
 
-# metric of a plan -> metrics of runs it is learnt from, with the sign that turns their log error into one of time
-EVIDENCE: Mapping[str, Mapping[str, float]] = {
-    "step": {"tpot": 1.0, "output_throughput": -1.0},
-    "ttft": {"ttft": 1.0},
-    "training_step": {"step_time": 1.0, "tokens_per_s": -1.0},
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a metric of a plan is learnt from."""
+
+    signs: Mapping[str, float]  # metric of a run -> sign that turns its log error into this metric's
+    loads: frozenset[str] | None = None  # kinds of load that are like a plan's steady traffic; None: all
+
+
+_STEADY = frozenset({"closed_loop", "poisson"})
+EVIDENCE: Mapping[str, Evidence] = {
+    "step": Evidence({"tpot": 1.0}, _STEADY),
+    "ttft": Evidence({"ttft": 1.0}, _STEADY),
+    "throughput": Evidence({"output_throughput": 1.0}),
+    "training_step": Evidence({"step_time": 1.0, "tokens_per_s": -1.0}),
+}
+# Sources whose times no other run of the same setting resembles; judged like all others, but nothing is learnt there.
+ANOMALOUS_SOURCES: Mapping[str, str] = {
+    "experimental/token_position": "four to ten times slower than every other run of that engine and hardware",
 }
 LEAST_RUNS, LEAST_GROUPS = 20, 4  # fewer say too little about the tails
 COVERAGE = 0.90
@@ -38,9 +52,10 @@ class Errors:
 
     @property
     def weight(self) -> np.ndarray:
-        """Equal for every group, sums to one."""
+        """A group weighs as the square root of its rows; sums to one."""
         _, inverse, counts = np.unique(self.group, return_inverse=True, return_counts=True)
-        return 1.0 / (counts[inverse] * len(counts))
+        weight: np.ndarray = 1.0 / np.sqrt(counts[inverse])
+        return weight / weight.sum()
 
     def without(self, group: str) -> Errors:
         keep = self.group != group
@@ -49,12 +64,13 @@ class Errors:
 
 def gather(results: Sequence[RowResult], groups: Sequence[str], metric: str, tier: Tier) -> Errors:
     """Log errors of the answers that say something about ``metric``; ``groups`` names the group of each result."""
+    evidence = EVIDENCE[metric]
     found: list[tuple[float, str]] = []
     for result, group in zip(results, groups, strict=True):
-        if result.tier is not tier:
+        if result.tier is not tier or (evidence.loads is not None and result.load not in evidence.loads):
             continue
         for answer in result.answers:
-            sign = EVIDENCE[metric].get(answer.metric)
+            sign = evidence.signs.get(answer.metric)
             if sign is not None and answer.predicted.value > 0.0:
                 found.append((sign * math.log(answer.truth / answer.predicted.value), group))
     return Errors(np.array([e for e, _ in found]), np.array([g for _, g in found]))
@@ -82,14 +98,12 @@ def cross_coverage(errors: Errors) -> float:
 
 
 def _quantiles(errors: Errors) -> tuple[float, float]:
-    """Weighted quantiles, a step outside the empirical ones as in split-conformal prediction with as many groups."""
-    n = np.unique(errors.group).size
+    """Weighted 5 % and 95 % quantile."""
     tail = (1.0 - COVERAGE) / 2.0
-    level = min(1.0, (1.0 - tail) * (n + 1) / n)
     order = np.argsort(errors.log_error)
     sorted_errors, cumulative = errors.log_error[order], np.cumsum(errors.weight[order])
-    high = sorted_errors[min(int(np.searchsorted(cumulative, level)), len(order) - 1)]
-    low = sorted_errors[int(np.searchsorted(cumulative, 1.0 - level))]
+    high = sorted_errors[min(int(np.searchsorted(cumulative, 1.0 - tail)), len(order) - 1)]
+    low = sorted_errors[int(np.searchsorted(cumulative, tail))]
     return float(low), float(high)
 
 
@@ -98,11 +112,11 @@ def learn_all(
 ) -> tuple[ModelError, list[dict[str, Any]]]:
     """``known`` with every interval the runs suffice for, and a line for each of these.
 
-    A tier without enough runs keeps its interval, or takes that of the tier above where it would be narrower.
+    A tier without enough runs keeps its interval. No tier is narrower than the one above it.
     """
     by_metric = {metric: dict(tiers) for metric, tiers in known.by_metric.items()}
     summary: list[dict[str, Any]] = []
-    for metric in ("step", "ttft") if serving else ("training_step",):
+    for metric in ("step", "ttft", "throughput") if serving else ("training_step",):
         for tier in Tier:
             errors = gather(results, groups, metric, tier)
             found = learn(errors, source)
@@ -123,7 +137,7 @@ def learn_all(
         above: LogError | None = None
         for tier in Tier:
             mine = by_metric[metric][tier]
-            if above is not None and mine.n_runs == 0 and (above.low < mine.low or above.high > mine.high):
+            if above is not None and (above.low < mine.low or above.high > mine.high):
                 by_metric[metric][tier] = replace(mine, low=min(above.low, mine.low), high=max(above.high, mine.high))
             above = by_metric[metric][tier]
     return ModelError(by_metric), summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,14 @@ def rows_of(table: RunTable, results: Sequence[RowResult]) -> pd.DataFrame:
             cells[f"{metric}_why"] = why
         extra.append(cells)
     return pd.concat([table.frame.reset_index(drop=True), pd.DataFrame(extra)], axis=1)
+
+
+def without(table: RunTable, sources: Mapping[str, str]) -> tuple[RunTable, dict[str, int]]:
+    """``table`` less the runs whose source contains a key of ``sources``; how many each key took."""
+    source = table.frame.get("source", pd.Series("", index=table.frame.index))
+    taken = {key: source.str.contains(key, regex=False) for key in sources}
+    keep = ~np.logical_or.reduce([mask.to_numpy() for mask in taken.values()])
+    return replace(table, frame=table.frame[keep]), {key: int(mask.sum()) for key, mask in taken.items()}
 
 
 def group_of(kind: str, row: Row) -> str:

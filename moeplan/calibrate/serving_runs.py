@@ -18,8 +18,7 @@ from moeplan.files.engine_defaults import ENGINE_FIELDS, default_engine
 from moeplan.files.hardware_catalog import load_hardware
 from moeplan.files.measured_runs import text_of
 from moeplan.files.model_catalog import load_model
-from moeplan.planner.intervals import hull
-from moeplan.planner.serving import latency_interval, tables_at_ends, tier_of
+from moeplan.planner.serving import latency_interval, rate_interval, tables_at_ends, tier_of
 from moeplan.provenance import Tier
 from moeplan.simulate.deployment import Deployment
 from moeplan.spec.layout import ServingLayout
@@ -66,6 +65,7 @@ class RowResult:
     tier: Tier
     answers: tuple[Answer, ...]
     unanswered: tuple[tuple[str, str], ...]  # (metric, why)
+    load: str = ""  # of a serving row
 
 
 def predict_row(row: Row, error: ModelError) -> RowResult:
@@ -93,7 +93,7 @@ def predict_row(row: Row, error: ModelError) -> RowResult:
             missing.append((metric, "no request of the simulated run has it"))
         else:
             answers.append(Answer(metric, truth, q))
-    return RowResult(text_of(row, "run_id"), tier, tuple(answers), tuple(missing))
+    return RowResult(text_of(row, "run_id"), tier, tuple(answers), tuple(missing), text_of(row, "load"))
 
 
 def stated_metrics(row: Row) -> dict[str, tuple[str, float]]:
@@ -122,7 +122,9 @@ def _value(
             rates = [n / m.tpot.mean for m in found if m.tpot.n]
         else:
             rates = [m.output_tokens_per_s for m in found]
-        return hull(*rates) if rates and all(map(math.isfinite, rates)) else None
+        if not rates or not all(map(math.isfinite, rates)):
+            return None
+        return rate_interval(rates, error, tier, flat_out=text_of(row, "load") != "poisson")
     rows = [getattr(m, metric) for m in found]
     if rows[0].n == 0:
         return None

@@ -108,13 +108,14 @@ def _learn_model_error(runs: Path, out: Path | None, source: str, as_json: bool)
     from datetime import UTC, datetime
 
     from moeplan.calibrate import model_error
-    from moeplan.calibrate.runs import group_of, predict
+    from moeplan.calibrate.runs import group_of, predict, without
     from moeplan.cli.progress import progress
     from moeplan.files.measured_runs import read_runs
     from moeplan.files.model_data import load_model_error, model_error_path, model_error_text
     from moeplan.files.write import write_text
 
-    table, known = read_runs(runs), load_model_error()
+    table, left_out = without(read_runs(runs), model_error.ANOMALOUS_SOURCES)
+    known = load_model_error()
     with progress("reading") as say:
         results = predict(table, known, say)
     groups = [group_of(table.kind, row) for row in table.frame.to_dict("records")]
@@ -131,5 +132,9 @@ def _learn_model_error(runs: Path, out: Path | None, source: str, as_json: bool)
                 f"{line['metric']} ({line['tier']}): {line['low']:+.3f} to {line['high']:+.3f} from {evidence}; "
                 f"coverage of groups left out {line['cross_coverage']:.0%}"
             )
+        for source_part, n in left_out.items():
+            if n:
+                why = model_error.ANOMALOUS_SOURCES[source_part]
+                click.echo(f"nothing learnt from {n} runs of {source_part}: {why}")
         click.echo(f"wrote {target}")
     return 0

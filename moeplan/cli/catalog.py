@@ -225,10 +225,7 @@ def _price_overview() -> View:
     data = {
         "offers": listed,
         "api_models": list(prices.api_models()),
-        "other_costs": [
-            {**asdict(cost), **_source_data(cost.source)}
-            for cost in prices.other_costs()
-        ],
+        "other_costs": [{**asdict(cost), **_source_data(cost.source)} for cost in prices.other_costs()],
     }
     return data, [table, hosted, other]
 

@@ -250,9 +250,7 @@ def _hardware(loaded: _Loaded) -> Hardware:
         or pcie
         or Link("none", memory_bytes_per_s, 0.0, 1, "none")
     )
-    kernels = efficiency_of(
-        (path.parent for path in loaded.files if path.name == "profile.yaml"), profile.architecture
-    )
+    kernels = efficiency_of((path.parent for path in loaded.files if path.name == "profile.yaml"), profile.architecture)
     return Hardware(
         slug=loaded.name,
         device=device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice, repeat
@@ -27,7 +28,9 @@ from moeplan.spec.precision import FORMATS, Precision
 from moeplan.spec.scenario import Serving
 from moeplan.spec.workload import Arrivals, Engine, LengthDistribution, Slo, Trace, Traffic
 
-POISSON_REQUESTS = 2000
+# A Poisson stream is simulated for at least so many requests and so long, up to a bound: answers take tens of seconds,
+# and a fleet is not in its steady state before many of them ended.
+POISSON_REQUESTS, POISSON_S, POISSON_MOST = 2000, 120.0, 500_000
 OFFLINE_REQUESTS = 1000
 REQUESTS_PER_USER = 12
 WARMUP_PER_USER = 2
@@ -230,7 +233,8 @@ def _arrivals(rs: Resolving, file: TrafficFile, loc: Loc, n_trace: int) -> Arriv
     elif file.trace is not None:
         arrivals = Arrivals("trace", file.rate, None, n or max(n_trace, 1), warmup or 0)
     else:
-        n = n or POISSON_REQUESTS
+        lasting = math.ceil(POISSON_S * (file.rate or 0.0))
+        n = n or min(max(POISSON_REQUESTS, lasting), POISSON_MOST)
         arrivals = Arrivals("poisson", file.rate, None, n, n // 10 if warmup is None else warmup)
     if arrivals.warmup_requests >= arrivals.n_requests:
         what = "no request is left after the warm-up"

@@ -216,8 +216,8 @@ class TrafficFile(Section):
     offline: Flag = Field(default=False, description="All requests are there at time zero (batch work).")
     requests: Count | None = Field(
         default=None,
-        description="Requests simulated. Default: the whole trace; 2000 of a Poisson stream; 12 per user of a closed "
-        "loop; 1000 offline.",
+        description="Requests simulated. Default: the whole trace; 2000 or two minutes of a Poisson stream, up to "
+        "500000; 12 per user of a closed loop; 1000 offline.",
     )
     warmup_requests: CountOrZero | None = Field(
         default=None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moeplan import metrics
-from moeplan.planner.intervals import hull, operations_used, scaled_table, widened, worst_tier
+from moeplan.planner.intervals import from_log_error, hull, operations_used, scaled_table, widened, worst_tier
 from moeplan.planner.routing import routing_result
 from moeplan.provenance import Tier
 from moeplan.simulate.deployment import Deployment
@@ -128,12 +128,17 @@ def _result(
     found = [metrics.serving_metrics(log, warmup, slo) for log in logs]
     mid = found[0]
 
-    def q(pick: Callable[[metrics.ServingMetrics], float]) -> Q:
+    flat_out = mid.saturated or serving.traffic.arrivals.kind in ("closed_loop", "all_at_once")
+
+    def rate(pick: Callable[[metrics.ServingMetrics], float]) -> Q:
+        return rate_interval([pick(m) for m in found], error, tier, flat_out=flat_out)
+
+    def share(pick: Callable[[metrics.ServingMetrics], float]) -> Q:
         return hull(*(pick(m) for m in found))
 
     def latencies(name: str) -> Percentiles | None:
         rows = [getattr(m, name) for m in found]
-        if rows[0].n == 0:
+        if any(row.n == 0 for row in rows):
             return None
         return Percentiles(
             *(
@@ -144,17 +149,19 @@ def _result(
 
     known = [c for c in capacities if c is not None]
     result = ServingResult(
-        requests_per_s=q(lambda m: m.requests_per_s),
-        output_tokens_per_s=q(lambda m: m.output_tokens_per_s),
-        output_tokens_per_s_per_gpu=q(lambda m: m.output_tokens_per_s / serving.layout.n_gpus),
+        requests_per_s=rate(lambda m: m.requests_per_s),
+        output_tokens_per_s=rate(lambda m: m.output_tokens_per_s),
+        output_tokens_per_s_per_gpu=rate(lambda m: m.output_tokens_per_s / serving.layout.n_gpus),
         ttft_s=latencies("ttft"),
         tpot_s=latencies("tpot"),
         e2e_s=latencies("e2e"),
-        utilization_frac=q(lambda m: min(1.0, m.utilization_frac)),
-        capacity_requests_per_s=hull(*known) if len(known) == len(capacities) else None,
+        utilization_frac=share(lambda m: min(1.0, m.utilization_frac)),
+        capacity_requests_per_s=rate_interval(known, error, tier, flat_out=True)
+        if len(known) == len(capacities)
+        else None,
         n_requests_simulated=mid.n_counted,
         n_requests_rejected=mid.n_rejected,
-        slo_met_frac=q(lambda m: 0.0 if m.slo_met_frac is None else m.slo_met_frac) if _asked(serving) else None,
+        slo_met_frac=share(lambda m: 0.0 if m.slo_met_frac is None else m.slo_met_frac) if _asked(serving) else None,
         saturated=mid.saturated,
     )
     return result, _slo_latencies(logs, result, deployment, error, tier)
@@ -162,6 +169,13 @@ def _result(
 
 def _asked(serving: Serving) -> bool:
     return any(t is not None for t in (serving.slo.ttft_s, serving.slo.tpot_s, serving.slo.e2e_s))
+
+
+def rate_interval(rates: list[float], error: ModelError, tier: Tier, *, flat_out: bool) -> Q:
+    """Interval of a rate: what is asked for where the deployment keeps up, what it can give where it runs flat out."""
+    if flat_out and rates[0] > 0.0:
+        return from_log_error(rates[0], error.of("throughput", tier))
+    return hull(*rates)
 
 
 def latency_interval(name: str, values: list[float], standard_error: float, error: ModelError, tier: Tier) -> Q:

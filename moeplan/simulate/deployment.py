@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from moeplan.simulate.arrivals import draw_requests
 from moeplan.simulate.serving import EventLog, simulate_serving
 from moeplan.spec.hardware import Hardware
-from moeplan.spec.model import LatentAttention, ModelArchitecture, MoeMlp, SoftmaxAttention
+from moeplan.spec.model import LatentAttention, LinearAttention, ModelArchitecture, MoeMlp, SoftmaxAttention, StateSpace
 from moeplan.spec.scenario import RoutingAssumption, Serving
 from moeplan.spec.workload import Arrivals
 from moeplan.steps.memory import MemoryFit, serving_memory
@@ -40,8 +43,20 @@ class Deployment:
             s.precision,
             s.engine,
             max_context_tokens=s.max_context_tokens,
+            mean_context_tokens=self.mean_context_tokens(),
             n_redundant_experts=self.routing.n_redundant_experts,
         )
+
+    def mean_context_tokens(self) -> float:
+        """Tokens a running sequence holds on average: its prompt and half its answer, weighted by how long it runs.
+
+        Windows and recurrent states cost a sequence the same whatever its length, so what they add to a token of the
+        cache depends on it.
+        """
+        drawn = draw_requests(self.serving.traffic, self.seed)
+        context = drawn.input_tokens + drawn.output_tokens / 2.0
+        weight = np.maximum(drawn.output_tokens, 1)
+        return float(np.average(np.maximum(context, 1.0), weights=weight))
 
     def table(self) -> StepTable:
         """Times of an iteration. Raises ValueError where the hardware lacks a rate or link."""
@@ -69,9 +84,13 @@ class Deployment:
         if MoeMlp in blocks:
             used.append(("moe", precision.experts))
         if SoftmaxAttention in blocks:
-            used.append(("attention_decode", precision.kv_cache))
+            used += [("attention_decode", precision.kv_cache), ("attention_prefill", precision.kv_cache)]
         if LatentAttention in blocks:
-            used.append(("mla_decode", precision.kv_cache))
+            used += [("mla_decode", precision.kv_cache), ("mla_prefill", precision.kv_cache)]
+        if LinearAttention in blocks:
+            used.append(("linear_attention", "bf16"))
+        if StateSpace in blocks:
+            used.append(("state_space", "bf16"))
         if self.serving.layout.n_gpus_per_replica > 1:
             used.append(("all_reduce", "bf16"))
         return tuple(used)

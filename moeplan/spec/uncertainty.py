@@ -22,7 +22,8 @@ class LogError:
 class ModelError:
     """Errors of end-to-end predictions by metric and by the tier of the cost parameters behind them.
 
-    Metrics: ``step`` (time of a serving iteration), ``ttft`` (beyond what the step explains), ``training_step``.
+    Metrics: ``step`` (time of a serving iteration), ``ttft`` (beyond what the step explains),
+    ``throughput`` (of a deployment that runs flat out), ``training_step``.
     """
 
     by_metric: Mapping[str, Mapping[Tier, LogError]]

@@ -69,7 +69,10 @@ def test_kernel_against_plain_twin(twin_class):
     ).run()
     twin_s = time.process_time() - start_s
     cut = type(requests)(
-        requests.arrival_s[few], requests.input_tokens[few], requests.output_tokens[few], requests.n_users,
+        requests.arrival_s[few],
+        requests.input_tokens[few],
+        requests.output_tokens[few],
+        requests.n_users,
         requests.pause_s[few],
     )
     run = _Run(TABLE, limits, cut, 1)

@@ -317,7 +317,9 @@ def test_trace_path(name: str, tmp_path: Path) -> None:
     result = run("check", path)
     assert result.exit_code == 2
     assert f"{path}:10:12: serving.traffic.trace: " in result.stderr
-    wanted = {"missing.csv": "no such trace file", ".": "is a directory"}.get(name, "path outside the scenario's folder")
+    wanted = {"missing.csv": "no such trace file", ".": "is a directory"}.get(
+        name, "path outside the scenario's folder"
+    )
     assert wanted in result.stderr
 
 

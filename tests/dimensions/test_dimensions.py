@@ -193,10 +193,9 @@ BARE_BYTES = {
     "memory.block_activation_bytes_per_token",
     "memory.checkpoint_bytes_per_token",
 }
-BARE_BYTES_CASES = {"memory.cache_bytes_per_sequence-2"}  # index key of sparse attention, one byte a value
 
 ALL = [(f"{name}-{i}", name, case) for name, cases in CASES.items() for i, case in enumerate(cases)]
-BARE = [c for c in ALL if c[1] in BARE_BYTES or c[0] in BARE_BYTES_CASES]
+BARE = [c for c in ALL if c[1] in BARE_BYTES]
 
 
 def parametrized(cases):

@@ -24,9 +24,7 @@ from moeplan.costs.recurrent import RECURRENT_DEFAULTS, linear_attention_time_s,
 from moeplan.spec.hardware import Device
 from moeplan.spec.precision import FORMATS
 
-DEVICE = Device(
-    "d", "d", "NVIDIA", "hopper", 141e9, 4.8e12, {"bf16": 989e12, "fp8": 1979e12}, 132, 50e6, 700.0, False
-)
+DEVICE = Device("d", "d", "NVIDIA", "hopper", 141e9, 4.8e12, {"bf16": 989e12, "fp8": 1979e12}, 132, 50e6, 700.0, False)
 BF16, FP8 = FORMATS["bf16"], FORMATS["fp8"]
 
 # A kernel without any loss but the roofline's own: the parameters' ideal values.
@@ -157,9 +155,7 @@ def test_recurrent_prefill_is_linear_in_the_tokens(q):
         )
 
     def mamba(n):
-        return state_space_time_s(
-            64, n, inner_size=8192, state_size=128, n_groups=8, conv_kernel=4, device=DEVICE, p=p
-        )
+        return state_space_time_s(64, n, inner_size=8192, state_size=128, n_groups=8, conv_kernel=4, device=DEVICE, p=p)
 
     for time_s in (gated_delta, mamba):
         assert time_s(2 * q) / time_s(q) == pytest.approx(2.0, rel=0.05)
@@ -169,9 +165,7 @@ def test_recurrent_prefill_is_linear_in_the_tokens(q):
 
 def test_mamba_decode_moves_its_state_twice():
     p = {**RECURRENT_DEFAULTS, "launch_s": 0.0, "memory_frac": 1.0}
-    time_s = state_space_time_s(
-        256, 1, inner_size=8192, state_size=128, n_groups=8, conv_kernel=4, device=DEVICE, p=p
-    )
+    time_s = state_space_time_s(256, 1, inner_size=8192, state_size=128, n_groups=8, conv_kernel=4, device=DEVICE, p=p)
     state_s = 256 * 8192 * 128 * 4.0 * 2.0 / 4.8e12
     assert state_s < time_s < 1.2 * state_s
 

@@ -64,9 +64,7 @@ def _absorb_inputs(frame: pd.DataFrame, _hardware: Hardware, _fmt: str) -> Input
 
 
 def _prefill_time_s(inputs: Inputs, hardware: Hardware, fmt: str, values: Mapping[str, float]) -> Array:
-    return prefill_attention_time_s(
-        **inputs, window_tokens=None, kv_fmt=FORMATS[fmt], device=hardware.device, p=values
-    )
+    return prefill_attention_time_s(**inputs, window_tokens=None, kv_fmt=FORMATS[fmt], device=hardware.device, p=values)
 
 
 def _decode_time_s(inputs: Inputs, hardware: Hardware, fmt: str, values: Mapping[str, float]) -> Array:

@@ -109,4 +109,3 @@ def read_model(config: Mapping[str, Any], file: str, name: str) -> ModelArchitec
         checkpoint=checkpoint,
         notes=tuple(notes),
     )
-

@@ -30,8 +30,13 @@ def moe_layers(f: Fields, n_layers: int) -> tuple[bool, ...]:
     end = f.size("moe_layer_end_index", default=n_layers - 1, low=-1)
     end = n_layers - 1 if end == -1 else end
     return tuple(
-        m and i >= first_dense and i % every == 0 and (i + 1) % step == 0 and start <= i <= end
-        and i not in dense_only and (not moe_only or i in moe_only)
+        m
+        and i >= first_dense
+        and i % every == 0
+        and (i + 1) % step == 0
+        and start <= i <= end
+        and i not in dense_only
+        and (not moe_only or i in moe_only)
         for i, m in enumerate(moe)
     )
 

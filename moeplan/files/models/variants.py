@@ -170,10 +170,7 @@ def read_gemma4(f: Fields) -> Body:
             window_tokens=window,
         )  # fmt: skip
 
-    layers = [
-        Layer((attention(v.pattern, v.window_tokens), *blocks), n_norms * norm(hidden))
-        for v in views
-    ]
+    layers = [Layer((attention(v.pattern, v.window_tokens), *blocks), n_norms * norm(hidden)) for v in views]
     return _body(f, layers, tied=True)
 
 
@@ -237,7 +234,6 @@ def read_deepseek_v4(f: Fields) -> Body:
     last = Layer((attention.get(ratios[-1], layers[-1].blocks[0]), moe), extra)
     notes = ("hyper-connections and compressors are counted from the published model code",)
     return _body(f, layers, read_mtp(f, last, hidden), final=norm(hidden) + head, notes=notes)
-
 
 
 def read_inkling(f: Fields) -> Body:
