@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,20 @@ def results(log_errors: list[float], metric: str = "tpot", tier: Tier = Tier.FIT
 
 
 def test_time_and_rate_say_the_same_with_opposite_sign() -> None:
-    slow = gather(results([0.2]), ["g"], "step", Tier.FITTED)
-    rate = gather(results([-0.2], "output_throughput"), ["g"], "step", Tier.FITTED)
+    slow = gather(results([0.2], "step_time"), ["g"], "training_step", Tier.FITTED)
+    rate = gather(results([-0.2], "tokens_per_s"), ["g"], "training_step", Tier.FITTED)
     assert slow.log_error == pytest.approx(rate.log_error)
 
 
-def test_every_group_weighs_the_same() -> None:
+def test_bursts_teach_nothing_about_steady_steps() -> None:
+    burst = [replace(result, load="burst") for result in results([0.2] * 30)]
+    assert gather(burst, ["g"] * 30, "step", Tier.FITTED).log_error.size == 0
+
+
+def test_a_group_weighs_as_the_square_root_of_its_rows() -> None:
     errors = Errors(np.zeros(10), np.array(["a"] * 8 + ["b"] * 2))
-    assert errors.weight[:8].sum() == pytest.approx(0.5)
-    assert errors.weight[8:].sum() == pytest.approx(0.5)
+    assert errors.weight[:8].sum() / errors.weight[8:].sum() == pytest.approx(math.sqrt(8 / 2))
+    assert errors.weight.sum() == pytest.approx(1.0)
 
 
 def test_a_group_with_a_thousand_rows_does_not_decide_the_interval() -> None:
@@ -68,7 +74,7 @@ def test_coverage_of_unseen_groups_is_what_it_claims() -> None:
 
 def test_lower_tiers_are_never_narrower() -> None:
     estimate = {tier: LogError(-0.1, 0.1, 0, "estimate") for tier in Tier}
-    known = ModelError({m: dict(estimate) for m in ("step", "ttft", "training_step")})
+    known = ModelError({m: dict(estimate) for m in ("step", "ttft", "throughput", "training_step")})
     groups = [f"g{i % 10}" for i in range(100)]
     rng = np.random.default_rng(0)
     learnt, summary = learn_all(results(list(rng.normal(0, 0.3, 100))), groups, known, "test", serving=True)
