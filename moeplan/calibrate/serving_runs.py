@@ -59,7 +59,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What the planner says of one row; ``why`` is set when it says nothing."""
+    """What the planner says of one row, and why it says nothing of some metrics."""
 
     run_id: str
     tier: Tier

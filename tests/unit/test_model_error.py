@@ -20,7 +20,8 @@ from moeplan.spec.uncertainty import LogError, ModelError
 
 
 def results(log_errors: list[float], metric: str = "tpot", tier: Tier = Tier.FITTED) -> list[RowResult]:
-    return [RowResult(f"r{i}", tier, (Answer(metric, math.exp(e), exact(1.0)),), ()) for i, e in enumerate(log_errors)]
+    answers = [Answer(metric, math.exp(e), exact(1.0)) for e in log_errors]
+    return [RowResult(f"r{i}", tier, (answer,), (), "closed_loop") for i, answer in enumerate(answers)]
 
 
 def test_time_and_rate_say_the_same_with_opposite_sign() -> None:
