@@ -1,8 +1,9 @@
 """Start-up of the command line in fresh interpreters, beside a bare ``python -c pass`` in the same run.
 
 `pytest tests/benchmarks/test_startup.py -m '' --benchmark-enable -n 0` shows the figures; ``extra_info`` has the ratio.
-With benchmarks enabled the limits hold for wall time; in the default suite and on a machine with more work than cores,
-for CPU time: the wall time of one thread that has a core to itself. The best of three runs counts.
+With benchmarks enabled the limits hold for wall time. In the default suite, which keeps every core busy, and on a machine
+with more work than cores, they hold for CPU time with a factor of two: shared caches and core siblings stretch that as
+well. The best of three runs counts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 QUICKSTART = "scenarios/quickstart.yaml"
 ROUNDS = 3
+CROWDED_FACTOR = 2.0
 
 
 class Run(NamedTuple):
@@ -65,7 +67,7 @@ def test_start_up(benchmark, bare, arguments, limit_s):
     benchmark.extra_info.update(
         limit_s=limit_s, best_wall_s=found.wall_s, best_cpu_s=found.cpu_s, times_bare=found.wall_s / bare.wall_s
     )
-    spent_s = found.cpu_s if crowded else found.wall_s
+    spent_s = found.cpu_s / CROWDED_FACTOR if crowded else found.wall_s
     assert spent_s < limit_s, f"best of {ROUNDS}: {found}, {found.wall_s / bare.wall_s:.0f} x a bare interpreter"
 
 

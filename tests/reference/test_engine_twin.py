@@ -159,7 +159,7 @@ def test_cases_cover_preemption_and_rejection():
     """The strategies reach the rare paths, otherwise the tests above would prove little."""
     seen = set()
 
-    @settings(max_examples=150, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=1000, deadline=None, database=None, derandomize=True)
     @given(cases())
     def look(case):
         run = run_kernel(*case)
