@@ -1,9 +1,9 @@
 """Start-up of the command line in fresh interpreters, beside a bare ``python -c pass`` in the same run.
 
 `pytest tests/benchmarks/test_startup.py -m '' --benchmark-enable -n 0` shows the figures; ``extra_info`` has the ratio.
-With benchmarks enabled the limits hold for wall time. In the default suite, which keeps every core busy, and on a machine
-with more work than cores, they hold for CPU time with a factor of two: shared caches and core siblings stretch that as
-well. The best of three runs counts.
+With benchmarks enabled the limits hold for wall time. In the default suite, which keeps every core busy, and on a
+machine with more work than cores, they hold for CPU time with a factor of two: shared caches and core siblings stretch
+that as well. The best of three runs counts.
 """
 
 from __future__ import annotations
