@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from moeplan.kernels import compiled
 from moeplan.kernels.engine_iteration import (
     blocks_of,
     complete,
@@ -344,7 +345,7 @@ def _dispatch(limits, requests, ranks, pool, rank, request, sent_s):
     ranks[rank].n_waiting += 1
 
 
-@njit(cache=True)
+@compiled
 def run(table, limits, requests, ranks, seats, pool, until_s):
     """Advances the pool: all arrivals, and all iterations that start, before ``until_s`` [s].
 

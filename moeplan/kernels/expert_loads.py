@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from moeplan.kernels import compiled
 
-@numba.njit(cache=True)
+
+@compiled
 def level_counts(counts, missing, cap):
     """``counts`` of shape (n_ranks, experts per rank) with ``missing`` more tokens (fewer when negative), in place.
 
