@@ -18,7 +18,7 @@ from moeplan.files.training_fits import training_parameters
 from moeplan.files.validate import problems_of
 from moeplan.files.yaml_tree import Node, load_yaml
 from moeplan.provenance import Sourced
-from moeplan.spec.hardware import Device, Efficiency, Hardware, Host, Link
+from moeplan.spec.hardware import Device, Efficiency, Hardware, Host, Link, OpParameters
 from moeplan.spec.precision import ComputeType
 from moeplan.units import Dimension
 
@@ -67,14 +67,14 @@ def hardware_names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in data_folder("hardware_profiles").glob("*/profile.yaml")))
 
 
-def load_hardware(name_or_path: str, base_dir: str | Path | None = None) -> Hardware:
-    """Hardware of a shipped name or of a profile file, in SI units.
+def load_hardware(name_or_path: str, base_dir: str | Path | None = None, *, fits: bool = True) -> Hardware:
+    """Hardware of a shipped name or of a profile file, in SI units; without ``fits`` its efficiency is left empty.
 
     ``base_dir`` is the folder of the scenario that names a path; the path must stay inside it. Without it, paths are
     seen from the current folder. Raises InputError with every problem of the file.
     """
     loaded = _load(name_or_path, base_dir)
-    return _hardware(loaded)
+    return _hardware(loaded, fits)
 
 
 def hardware_record(name_or_path: str, base_dir: str | Path | None = None) -> HardwareRecord:
@@ -219,7 +219,7 @@ def _records(profile: Profile) -> list[tuple[str, Record, Dimension]]:
     return found
 
 
-def _hardware(loaded: _Loaded) -> Hardware:
+def _hardware(loaded: _Loaded, fits: bool) -> Hardware:
     profile = loaded.profile
     si = {place: record.si(dimension) for place, record, dimension in _records(profile)}
     memory_bytes_per_s = si["memory.bandwidth"]
@@ -250,7 +250,11 @@ def _hardware(loaded: _Loaded) -> Hardware:
         or pcie
         or Link("none", memory_bytes_per_s, 0.0, 1, "none")
     )
-    kernels = efficiency_of((path.parent for path in loaded.files if path.name == "profile.yaml"), profile.architecture)
+    efficiency: dict[tuple[str, str, str], OpParameters] = {}
+    if fits:
+        folders = (path.parent for path in loaded.files if path.name == "profile.yaml")
+        efficiency.update(efficiency_of(folders, profile.architecture).parameters)
+        efficiency.update(training_parameters(device.slug))
     return Hardware(
         slug=loaded.name,
         device=device,
@@ -265,7 +269,7 @@ def _hardware(loaded: _Loaded) -> Hardware:
             pcie=pcie,
         ),
         allin_power_w_per_gpu=si.get("node.allin_power_per_gpu"),
-        efficiency=Efficiency({**kernels.parameters, **training_parameters(device.slug)}),
+        efficiency=Efficiency(efficiency),
     )
 
 

@@ -30,11 +30,11 @@ Kind = Literal["serving", "training", "lifecycle"]
 
 
 def resolve(tree: Node, path: Path, *, arrays: bool = True) -> Scenario:
-    """The scenario ``tree`` read from ``path``. ``arrays``: see ``resolve_serving``.
+    """The scenario ``tree`` read from ``path``. ``arrays``: read what only a simulation needs, too.
 
     Raises InputError with every problem found.
     """
-    rs = Resolving(tree, path.resolve().parent)
+    rs = Resolving(tree, path.resolve().parent, fits=arrays)
     rs.problems.extend(empty_values(tree))
     table = tree.child("exchange_rates")
     stated = table.plain() if table is not None and isinstance(table.value, dict) else {}
@@ -198,7 +198,7 @@ def _model(rs: Resolving, name: str, loc: Loc, target: str) -> ModelArchitecture
 def _hardware(rs: Resolving, name: str, loc: Loc, target: str) -> Hardware | None:
     from moeplan.files.hardware_catalog import load_hardware
 
-    hardware = rs.attempt(loc, lambda: load_hardware(_local(rs, name, loc, (".yaml", ".yml")), rs.folder))
+    hardware = rs.attempt(loc, lambda: load_hardware(_local(rs, name, loc, (".yaml", ".yml")), rs.folder, fits=rs.fits))
     if hardware is not None:
         rs.note(target, loc)
     return hardware

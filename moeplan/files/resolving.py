@@ -24,6 +24,7 @@ class Resolving:
 
     tree: Node
     folder: Path
+    fits: bool = True  # whether fitted parameters are read, which only a simulation needs
     problems: list[Problem] = field(default_factory=list)
     origins: dict[str, Origin] = field(default_factory=dict)
     set_aside: list[Loc] = field(default_factory=list)  # faulty values, reported already, replaced by their defaults
