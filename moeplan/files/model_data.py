@@ -70,7 +70,8 @@ def model_error_text(error: ModelError) -> str:
     """``error`` as the data file."""
     lines = [
         "# How wrong whole predictions are: 5 % and 95 % quantile of ln(measured / predicted), by metric and by the",
-        "# worst tier of the operation parameters behind a prediction (docs/method/uncertainty.md); n_runs 0: guess.",
+        "# worst tier of the operation parameters behind a prediction (docs/method/uncertainty.md).",
+        "# n_runs 0 marks an estimate.",
     ]
     for metric, tiers in error.by_metric.items():
         lines.append(f"{metric}:")
