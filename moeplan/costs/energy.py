@@ -23,6 +23,14 @@ DEFAULTS: Mapping[str, float] = {
     # median of 6, 0.74 to 1.29.
     "compute_frac": 1.14,
 }
+# Where the architecture was measured itself. Hopper: see docs/method/energy.md, "clock under the limit".
+OF_ARCHITECTURE: Mapping[str, Mapping[str, float]] = {"hopper": {"compute_frac": 1.29}}
+_LEAST_BUDGET = 0.05  # of the limit: what is left to arithmetic when memory alone asks for all of it
+
+
+def power_shares(device: Device) -> Mapping[str, float]:
+    """Parameters of the power model, named as in `DEFAULTS`."""
+    return {**DEFAULTS, **OF_ARCHITECTURE.get(device.architecture, {})}
 
 
 def device_power_w(
@@ -31,7 +39,6 @@ def device_power_w(
     *,
     device: Device,
     busy_frac: ArrayLike = 1.0,
-    p: Mapping[str, float] = DEFAULTS,
 ) -> Array:
     """Mean power of one GPU [W].
 
@@ -44,22 +51,34 @@ def device_power_w(
     memory, compute, busy = (_share(x, name) for x, name in (
         (memory_frac, "memory_frac"), (compute_frac, "compute_frac"), (busy_frac, "busy_frac")
     ))  # fmt: skip
+    p = power_shares(device)
     demand = p["active_frac"] + p["memory_frac"] * memory + p["compute_frac"] * compute
     return _limit_w(device) * (busy * np.minimum(demand, 1.0) + (1.0 - busy) * p["idle_frac"])
 
 
-def sustained_clock_frac(
-    memory_frac: ArrayLike, compute_frac: ArrayLike, *, p: Mapping[str, float] = DEFAULTS
-) -> Array:
-    """Share of the burst clock that the power limit lets a long-running kernel keep.
+def sustained_clock_frac(memory_frac: ArrayLike, compute_frac: ArrayLike, *, device: Device) -> Array:
+    """Share of the burst rate that the power limit lets long-running kernels keep.
 
-    ``compute_frac`` is the share of dense peak at the burst clock. Switching power grows with V^2 f and V with f near
-    the top of the range, so the arithmetic's share of the budget scales with the cube of the clock.
+    ``memory_frac`` and ``compute_frac`` are the shares of datasheet bandwidth and dense peak at the burst clock.
+    Switching power grows with V^2 f and V with f near the top of the range, so the arithmetic's share of the budget
+    scales with the cube of the clock.
     """
     memory, compute = _share(memory_frac, "memory_frac"), _share(compute_frac, "compute_frac")
+    p = power_shares(device)
     budget = 1.0 - p["active_frac"] - p["memory_frac"] * memory
     wanted = np.maximum(p["compute_frac"] * compute, 1e-12)
-    return np.minimum(np.cbrt(np.maximum(budget, 0.0) / wanted), 1.0)
+    return np.minimum(np.cbrt(np.maximum(budget, _LEAST_BUDGET) / wanted), 1.0)
+
+
+def sustained_stretch(time_s: ArrayLike, arithmetic_s: ArrayLike, memory_s: ArrayLike, *, device: Device) -> Array:
+    """Factor, at least 1, on the arithmetic of a phase that takes ``time_s`` at burst clocks [s].
+
+    ``arithmetic_s`` is what its products take at the dense peak, ``memory_s`` what its bytes take at the datasheet's
+    bandwidth: their shares of ``time_s`` are its mean use, which is what the limit acts on.
+    """
+    whole_s = np.maximum(np.asarray(time_s, np.float64), 1e-30)
+    memory, compute = (np.minimum(np.asarray(part, np.float64) / whole_s, 1.0) for part in (memory_s, arithmetic_s))
+    return 1.0 / sustained_clock_frac(memory, compute, device=device)
 
 
 def wall_power_w(device_w: ArrayLike, *, hardware: Hardware) -> Array:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from moeplan.costs import routing as expert_routing
+from moeplan.costs.energy import sustained_stretch
 from moeplan.costs.projections import Projection, dense_shard, kv_heads_per_gpu, mixer_shard, shared_expert_shard, split
 from moeplan.costs.roofline import activation_bytes_per_value
 from moeplan.spec.hardware import Hardware
@@ -19,6 +20,7 @@ from moeplan.spec.scenario import RoutingAssumption
 from moeplan.spec.workload import Engine
 from moeplan.steps.mixers import decode_mixer_s, prefill_mixer_s, window_tokens
 from moeplan.steps.operations import ACTIVATION_BYTES, Operations
+from moeplan.steps.power import Arithmetic, Traffic, prefill_attention_arithmetic_s
 from moeplan.steps.table import StepTable
 
 Array = npt.NDArray[np.float64]
@@ -26,6 +28,7 @@ Array = npt.NDArray[np.float64]
 # Bytes the sampler moves per logit: to fp32 (2 + 4), temperature (4 + 4), softmax (4 + 4), noise (4),
 # division (8 + 4), argmax (4).
 SAMPLER_BYTES_PER_LOGIT = 42.0
+_CLOCKED = frozenset({"projections", "dense", "router", "experts"})  # parts that slow down with the clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +55,27 @@ class ServingStep:
     precision: Precision
     engine: Engine
     routing: RoutingAssumption
+    operations: type[Operations] = Operations  # what the composition adds up: costs, or the use of the device
 
     @property
     def ops(self) -> Operations:
         engine = self.engine
-        return Operations(self.hardware, engine.name, engine.fused_quantization, engine.expert_kernels)
+        return self.operations(self.hardware, engine.name, engine.fused_quantization, engine.expert_kernels)
 
     def linear_parts_s(self, n_tokens: Array) -> dict[str, Array]:
-        """What depends on the number of tokens of a rank only, all layers, by part [s]; each like ``n_tokens``."""
+        """What depends on the number of tokens of a rank only, all layers, by part [s]; each like ``n_tokens``.
+
+        The products run at the clocks the power limit allows an iteration of so many tokens, see `steps.power`.
+        """
+        parts = self._burst_parts_s(n_tokens)
+        arithmetic_s, memory_s = (
+            _total_s(replace(self, operations=kind)._burst_parts_s(n_tokens)) for kind in (Arithmetic, Traffic)
+        )
+        stretch = sustained_stretch(_total_s(parts), arithmetic_s, memory_s, device=self.hardware.device)
+        return {name: time_s * stretch if name in _CLOCKED else time_s for name, time_s in parts.items()}
+
+    def _burst_parts_s(self, n_tokens: Array) -> dict[str, Array]:
+        """`linear_parts_s` at burst clocks."""
         parts: dict[str, Array] = {}
 
         def add(found: Mapping[str, Array], times: float) -> None:
@@ -101,7 +117,7 @@ class ServingStep:
         prompt does not pay a launch of its own.
         """
         batch = np.maximum(1.0, np.floor(self.engine.max_num_batched_tokens / query))
-        total = np.zeros(np.broadcast(query, cached).shape)
+        total = arithmetic_s = np.zeros(np.broadcast(query, cached).shape)
         for block, count in self._mixers():
             total = total + count * prefill_mixer_s(
                 block,
@@ -113,7 +129,10 @@ class ServingStep:
                 kv=self.precision.kv_cache,
                 ops=self.ops,
             )
-        return total / batch
+            arithmetic_s = arithmetic_s + count * prefill_attention_arithmetic_s(
+                block, batch, query, cached, tp=self.layout.tp, kv=self.precision.kv_cache, ops=self.ops
+            )
+        return total / batch * sustained_stretch(total, arithmetic_s, 0.0, device=self.hardware.device)
 
     def head_s(self, rows: Array) -> Array:
         """Output head, gathering the logits over tp, and sampling for ``rows`` sequences [s]."""
@@ -324,7 +343,7 @@ def compile_step_table(
     rows = _grid(1, max(engine.max_num_seqs, 2), 2)
     return StepTable(
         token_grid=tokens,
-        linear_time_s=np.sum(list(parts.values()), axis=0),
+        linear_time_s=_total_s(parts),
         decode_batch_grid=batch,
         decode_context_grid=context,
         decode_attention_time_s=step.decode_mixers_s(batch[:, None], context[None, :]),
@@ -339,6 +358,10 @@ def compile_step_table(
         pp=layout.pp,
         parts=parts,
     )
+
+
+def _total_s(parts: Mapping[str, Array]) -> Array:
+    return np.sum(list(parts.values()), axis=0)
 
 
 def _corner(block: Mixer) -> float | None:

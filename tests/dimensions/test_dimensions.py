@@ -313,7 +313,7 @@ def test_wrong_formulas_are_refused(wrong, monkeypatch):
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [
-        (energy.sustained_clock_frac, {"memory_frac": 0.6, "compute_frac": 0.9}),
+        (energy.sustained_clock_frac, {"memory_frac": 0.6, "compute_frac": 0.9, "device": DEVICE}),
         (reliability.goodput_frac, {"n_gpus": 1024, "reliability": Reliability(1e-8, 600.0, 3600.0, 60.0)}),
     ],
 )

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeplan.costs.energy import DEFAULTS, device_power_w, energy_j, sustained_clock_frac, wall_power_w
+from moeplan.costs.energy import (
+    DEFAULTS,
+    device_power_w,
+    energy_j,
+    sustained_clock_frac,
+    sustained_stretch,
+    wall_power_w,
+)
 from moeplan.spec.hardware import Device, Efficiency, Hardware, Host, Link
 
 H200 = Device("h200", "H200", "NVIDIA", "hopper", 1.41e11, 4.8e12, {"bf16": 989e12}, 132, 5e7, 700.0, False)
@@ -40,10 +47,21 @@ def test_decode_power_of_llama_70b_on_a100(tp: int, memory_frac: float, measured
 
 def test_sustained_gemm_of_an_h200() -> None:
     """Own measurement 2026-11-23: 799 TFLOP/s in bursts, mean 669 over 121 sustained seconds at the 700 W limit."""
-    kept = sustained_clock_frac(0.0, 799 / 989)
-    assert kept * 799 == pytest.approx(669, rel=0.1)
-    assert sustained_clock_frac(0.8, 0.01) == 1.0
+    kept = sustained_clock_frac(0.05, 799 / 989, device=H200)
+    assert kept * 799 == pytest.approx(669, rel=0.04)
+    assert sustained_clock_frac(0.8, 0.01, device=H200) == 1.0
     assert device_power_w(0.0, 799 / 989, device=H200) == 700.0
+
+
+@given(time_s=st.floats(1e-6, 10.0), arithmetic=shares, memory=shares, more=shares)
+def test_the_limit_only_slows_and_slows_more_the_harder_the_use(
+    time_s: float, arithmetic: float, memory: float, more: float
+) -> None:
+    stretch = sustained_stretch(time_s, arithmetic * time_s, memory * time_s, device=H200)
+    harder = max(arithmetic, more)
+    assert 1.0 <= stretch <= sustained_stretch(time_s, harder * time_s, memory * time_s, device=H200)
+    if arithmetic < 0.2 and memory < 0.5:  # far below the limit: burst clocks
+        assert stretch == 1.0
 
 
 def test_wall_power_adds_what_stands_around() -> None:
