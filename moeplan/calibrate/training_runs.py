@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 from moeplan.calibrate.serving_runs import Answer, RowResult
@@ -14,6 +14,7 @@ from moeplan.files.hardware_catalog import load_hardware
 from moeplan.files.measured_runs import text_of
 from moeplan.files.model_catalog import load_model
 from moeplan.files.model_data import default_reliability
+from moeplan.files.models.reader import read_model
 from moeplan.planner.intervals import exact
 from moeplan.planner.training import plan_training
 from moeplan.provenance import Tier
@@ -88,13 +89,38 @@ def routing_of(row: Row) -> RoutingAssumption:
     return NATURAL if natural else BALANCED
 
 
-_model = lru_cache(maxsize=None)(load_model)
+# How tables name models whose catalog entry has another name.
+_ALIASES = {"nemotron-340b": "Nemotron-4-340B", "nemotron-8b": "Nemotron-3-8B"}
+_SHAPE = re.compile(r"hidden (\d+), layers (\d+), heads (\d+)(?:, vocab (\d+)k)?")
+# Vocabulary of a GPT where the row states none: GPT-2's, padded as Megatron-LM does.
+_GPT_VOCABULARY = 51_200
+
+
+@cache
+def _model(name: str) -> ModelArchitecture:
+    plain = name.replace(" ", "-").replace("MPT-style-dense", "MPT")
+    return load_model(_ALIASES.get(plain.lower(), plain))
+
+
+@cache
+def _stated_gpt(name: str, hidden: int, n_layers: int, n_heads: int, vocabulary: int) -> ModelArchitecture:
+    """A GPT by its sizes; the sources of these rows train GPT-2's architecture (BLOOM's with its large vocabulary)."""
+    shape = {"n_embd": hidden, "n_layer": n_layers, "n_head": n_heads, "vocab_size": vocabulary, "n_positions": 2048}
+    return read_model({"model_type": "gpt2", **shape}, name, name)
+
+
 _hardware = lru_cache(maxsize=None)(load_hardware)
 
 
 def model_of(row: Row) -> ModelArchitecture:
-    """Raises InputError when the catalog does not have it."""
-    return _model(text_of(row, "model"))
+    """From the catalog, or a plain GPT whose sizes the row's notes state. Raises InputError when there is neither."""
+    name = text_of(row, "model")
+    stated = _SHAPE.search(text_of(row, "notes"))
+    if name.startswith("GPT dense") and stated:
+        hidden, n_layers, n_heads = (int(stated.group(i)) for i in (1, 2, 3))
+        vocabulary = int(stated.group(4)) * 1000 if stated.group(4) else _GPT_VOCABULARY
+        return _stated_gpt(name, hidden, n_layers, n_heads, vocabulary)
+    return _model(name)
 
 
 def hardware_of(row: Row) -> Hardware:
@@ -109,6 +135,7 @@ def _layout(row: Row) -> TrainingLayout:
     sharded = "fsdp" in text_of(row, "distributed_optimizer").lower()
     return TrainingLayout(
         tp=tp, pp=pp, vpp=vpp, cp=cp, dp=dp, ep=ep, etp=etp, zero_stage=3 if sharded else 1,
+        sequence_parallel=text_of(row, "framework") != "Megatron-DeepSpeed",  # forked before Megatron had it
         recompute=_recompute(row), recompute_modules=_recompute_modules(row),
     )  # fmt: skip
 
@@ -174,8 +201,9 @@ def _data_overlap(notes: str) -> float:
 
 
 def _format(text: str) -> str:
-    name = text.lower()
-    if name.startswith("bf16"):
+    """An empty cell is read as 16 bit, the default of every framework in the table."""
+    name = text.lower().removeprefix("amp_")
+    if not name or name.startswith("bf16"):
         return "bf16"
     if "nvfp4" in name:
         return "nvfp4"

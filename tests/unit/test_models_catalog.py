@@ -34,7 +34,7 @@ def shared_folder() -> Path:
 def test_catalog_is_complete() -> None:
     files = {path.stem for path in data_folder("models").glob("*.json")}
     unusable = {record.name for record in unusable_models()}
-    assert len(files) == 69
+    assert len(files) == 87
     assert files == set(model_names()) | unusable
     assert unusable == {"Inkling-2-Small", "Qwen4-Exp"}
     assert all(record.remark for record in unusable_models())

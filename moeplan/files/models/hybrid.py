@@ -17,7 +17,7 @@ from moeplan.files.models.transformer import (
     read_moe,
     read_mtp,
 )
-from moeplan.spec.model import Block, FeedForward, Layer, LinearAttention, Mixer
+from moeplan.spec.model import Block, FeedForward, Layer, LinearAttention, Mixer, MoeMlp
 
 LINEAR, FULL = "linear_attention", "full_attention"
 
@@ -202,6 +202,19 @@ def _nemotron_kinds(f: Fields, list_key: str, pattern_key: str) -> tuple[str, ..
     return tuple(map(str, kinds))
 
 
+def _nemotron_moe(f: Fields, hidden: int) -> MoeMlp:
+    n_experts, top_k = f.size("n_routed_experts", high=10**5), f.size("num_experts_per_tok")
+    if top_k > n_experts:
+        f.problem("num_experts_per_tok", "cannot exceed the number of experts", top_k, f"1 to {n_experts}")
+    n_shared = f.size("n_shared_experts", default=0, low=0)
+    return moe_mlp(
+        hidden, n_experts=n_experts, top_k=top_k, expert_size=f.size("moe_intermediate_size"),
+        n_shared=n_shared, shared_size=n_shared * f.size("moe_shared_expert_intermediate_size", default=0, low=0),
+        n_matrices=2, scoring="sigmoid", n_group=f.size("n_group", default=1),
+        topk_group=f.size("topk_group", default=1), latent_size=f.optional_size("moe_latent_size"),
+    )  # fmt: skip
+
+
 def read_nemotron_h(f: Fields) -> Body:
     """Nemotron-H: every layer is one block (Mamba-2, attention, MoE or MLP) behind one norm, with squared ReLU."""
     hidden = f.size("hidden_size")
@@ -218,10 +231,6 @@ def read_nemotron_h(f: Fields) -> Body:
     mlp_bias = f.flag("mlp_bias", False)
     n_mamba_heads, mamba_head_dim = f.size("mamba_num_heads"), f.size("mamba_head_dim")
     f.raw("expand")  # inner size is heads x head size
-    n_experts, top_k = f.size("n_routed_experts", high=10**5), f.size("num_experts_per_tok")
-    if top_k > n_experts:
-        f.problem("num_experts_per_tok", "cannot exceed the number of experts", top_k, f"1 to {n_experts}")
-    n_shared = f.size("n_shared_experts", default=0, low=0)
     blocks: dict[str, Block] = {
         "mamba": mamba2(
             hidden, n_heads=n_mamba_heads, head_dim=mamba_head_dim, state=f.size("ssm_state_size"),
@@ -229,14 +238,10 @@ def read_nemotron_h(f: Fields) -> Body:
             proj_bias=f.flag("mamba_proj_bias", False),
         ),
         "attention": softmax_attention(hidden, n_heads, n_kv_heads, head_dim, qkv_bias=bias, o_bias=bias),
-        "moe": moe_mlp(
-            hidden, n_experts=n_experts, top_k=top_k, expert_size=f.size("moe_intermediate_size"),
-            n_shared=n_shared, shared_size=n_shared * f.size("moe_shared_expert_intermediate_size", default=0, low=0),
-            n_matrices=2, scoring="sigmoid", n_group=f.size("n_group", default=1),
-            topk_group=f.size("topk_group", default=1), latent_size=f.optional_size("moe_latent_size"),
-        ),
         "mlp": dense_mlp(hidden, f.size("intermediate_size"), n_matrices=2, bias=mlp_bias),
     }  # fmt: skip
+    if "moe" in kinds:
+        blocks["moe"] = _nemotron_moe(f, hidden)
     layers = [Layer((blocks[kind],), norm(hidden)) for kind in kinds]
     n_mtp = f.size("num_nextn_predict_layers", default=0, low=0, high=64)
     mtp_kinds = _nemotron_kinds(f, "mtp_layers_block_type", "mtp_hybrid_override_pattern")

@@ -8,6 +8,7 @@ from typing import Any
 
 from moeplan.errors import InputError, did_you_mean
 from moeplan.files.models.checkpoint import checkpoint_format
+from moeplan.files.models.classic import read_bloom, read_gpt2, read_mpt
 from moeplan.files.models.fields import Fields
 from moeplan.files.models.hybrid import (
     read_glm5_next,
@@ -32,6 +33,9 @@ from moeplan.spec.model import ModelArchitecture
 
 READERS: dict[str, Callable[[Fields], Body]] = {
     **{model_type: partial(read_transformer, family=family) for model_type, family in FAMILIES.items()},
+    "gpt2": read_gpt2,
+    "bloom": read_bloom,
+    "mpt": read_mpt,
     "dbrx": read_dbrx,
     "grok-1": read_grok,
     "longcat_flash": read_longcat,

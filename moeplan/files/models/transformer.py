@@ -38,6 +38,7 @@ class Family:
     qkv_bias: bool | None = None  # None: the field attention_bias decides, false when absent
     o_bias: bool | None = None
     mlp_bias: bool | None = None  # None: the field mlp_bias decides
+    n_matrices: int = 3  # of a dense feed-forward; 2 without a gate
     sinks: bool = False  # a learnt sink logit per head
     norms_per_layer: int = 2
     norm_bias: bool = False
@@ -95,6 +96,7 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family(views="window"),
     "granite": Family(),
     "granitemoeshared": Family(moe=True, expert_size=_MIXTRAL_SIZE),
+    "nemotron": Family(norm_bias=True, n_matrices=2),
     "olmo2": Family(qk_norm="full"),
     "gemma2": Family(views="alternate", norms_per_layer=4, tied=True),
     "gemma3_text": Family(views="gemma3", qk_norm="head", norms_per_layer=4, tied=True),
@@ -239,7 +241,7 @@ def read_latent_attention(f: Fields, hidden: int, output_gate: bool = False) -> 
 def read_dense(f: Fields, family: Family, hidden: int) -> DenseMlp:
     """Dense feed-forward of the layers that are not MoE."""
     bias = f.flag("mlp_bias", f.flag("use_bias", False)) if family.mlp_bias is None else family.mlp_bias
-    return dense_mlp(hidden, f.size(*family.dense_size), bias=bias)
+    return dense_mlp(hidden, f.size(*family.dense_size), family.n_matrices, bias=bias)
 
 
 def read_moe(f: Fields, family: Family, hidden: int, n_layers: int) -> MoeMlp:
