@@ -62,7 +62,7 @@ def fixed(tokens: int) -> LengthDistribution:
 
 def poisson(rate_per_s: float, n: int, n_in=100, n_out=50) -> Traffic:
     lengths = (x if isinstance(x, LengthDistribution) else fixed(x) for x in (n_in, n_out))
-    return Traffic(Arrivals("poisson", rate_per_s, None, n, 0), None, *lengths)
+    return Traffic(Arrivals("open", rate_per_s, None, n, 0), None, *lengths)
 
 
 def closed_loop(n_users: int, n: int, n_in=100, n_out=50) -> Traffic:

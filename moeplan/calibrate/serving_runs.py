@@ -247,7 +247,7 @@ def _traffic(row: Row, engine: Engine) -> Traffic:
         rate = float(row.get("requests_per_s", math.nan))
         if not rate > 0.0:
             raise ValueError("open arrivals without their rate")
-        arrivals = Arrivals("poisson", rate, None, 1000, 100)
+        arrivals = Arrivals("open", rate, None, 1000, 100)
     else:
         raise ValueError(f"load {load!r} is not known")
     prompt, answer = (_lengths(row, row[key]) for key in ("input_tokens", "output_tokens"))

@@ -14,7 +14,8 @@ from moeplan.files.model_data import load_model_error
 from moeplan.files.resolve_checks import check_serving_layout, check_training
 from moeplan.files.resolve_money import exchange_rates, raise_if_any, resolve_money
 from moeplan.files.resolve_routing import resolve_routing
-from moeplan.files.resolve_serving import check_longest, resolve_layout, resolve_precision, resolve_serving
+from moeplan.files.resolve_serving import resolve_layout, resolve_precision, resolve_serving
+from moeplan.files.resolve_traffic import check_longest
 from moeplan.files.resolve_training import resolve_training
 from moeplan.files.resolving import Resolving
 from moeplan.files.schema import CompareFile, ScenarioFile

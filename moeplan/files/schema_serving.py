@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from moeplan.files.schema_traffic import SloFile, TrafficFile
 from moeplan.files.schema_types import (
     Bytes,
     CacheFormat,
     Count,
     CountOrZero,
     Degree,
-    Duration,
     DurationOrZero,
     Flag,
     Fraction,
     PositiveFraction,
-    Rate,
     Section,
-    Text,
     Tokens,
     WeightFormat,
     choice,
-    one_of,
-    quantity,
-    reject,
 )
 
 ENGINES = ("vllm", "sglang", "trtllm", "llama.cpp")
@@ -131,132 +126,6 @@ class ServingLayoutFile(Section):
     dp: Degree = Field(default=1, description="Attention data-parallel ranks inside a replica.")
     ep: Degree = Field(default=1, description="GPUs over which routed experts are spread whole; divides tp x dp.")
     replicas: Degree = Field(default=1, description="Independent copies behind a load balancer.")
-
-
-class UniformFile(Section):
-    """Whole numbers, each equally likely."""
-
-    low: Tokens = Field(description="Smallest length [tokens].")
-    high: Tokens = Field(description="Largest length [tokens].")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _pair(cls, value: Any) -> Any:
-        return {"low": value[0], "high": value[1]} if isinstance(value, list) and len(value) == 2 else value
-
-    @model_validator(mode="after")
-    def _ordered(self) -> UniformFile:
-        if self.low > self.high:
-            raise reject("low is above high", hint="write the smaller number first")
-        return self
-
-
-class LognormalFile(Section):
-    """Log-normal lengths, the usual shape of chat prompts and answers."""
-
-    mean: Tokens = Field(description="Mean length before clipping [tokens].")
-    sigma: Annotated[float, quantity("count", above=0.0, most=5.0)] = Field(
-        description="Standard deviation of ln(length)."
-    )
-    min: Tokens = Field(default=1, description="Shorter draws are raised to this [tokens].")
-    max: Tokens | None = Field(
-        default=None, description="Longer draws are cut to this [tokens]; default: half of the longest request allowed."
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LognormalFile:
-        if self.max is not None and self.min > self.max:
-            raise reject("min is above max")
-        return self
-
-
-class LengthFile(Section):
-    """How long prompts or answers are: a number, or a distribution."""
-
-    shorthand = "fixed"
-    exclusive = ("fixed", "uniform", "lognormal")
-    fixed: Tokens | None = Field(default=None, description="Every one has this length [tokens].")
-    uniform: UniformFile | None = Field(default=None, description="[low, high], each length equally likely.")
-    lognormal: LognormalFile | None = Field(default=None, description="Log-normal with mean and sigma.")
-
-    @model_validator(mode="after")
-    def _one(self) -> LengthFile:
-        one_of(self, *self.exclusive)
-        return self
-
-
-class TraceFile(Section):
-    """Recorded requests: arrival times and lengths from a CSV file, plain or .gz."""
-
-    shorthand = "file"
-    file: Text = Field(description="Path relative to the file that names it; must lie in the scenario's folder.")
-    format: Annotated[str, choice("auto", "azure", "csv")] = Field(
-        default="auto",
-        description="`azure`: TIMESTAMP,ContextTokens,GeneratedTokens; `csv`: arrival_s,input_tokens,output_tokens; "
-        "`auto`: told by the header.",
-    )
-    attribution: Text | None = Field(default=None, description="Whom to credit for the data.")
-
-
-class TrafficFile(Section):
-    """The requests: recorded (`trace`), or drawn (token lengths with `rate`, `users` or `offline`)."""
-
-    exclusive = ("rate", "users", "offline")
-    trace: TraceFile | None = Field(default=None, description="Recorded requests.")
-    rate: Rate | None = Field(
-        default=None,
-        description="Mean arrivals at the whole deployment: Poisson, or the trace stretched to this rate.",
-    )
-    users: Count | None = Field(
-        default=None, description="Closed loop: this many users, each sends its next request when the last one ended."
-    )
-    think_time: DurationOrZero | None = Field(
-        default=None, description="Closed loop: mean pause of a user before its next request (exponential)."
-    )
-    offline: Flag = Field(default=False, description="All requests are there at time zero (batch work).")
-    requests: Count | None = Field(
-        default=None,
-        description="Requests simulated. Default: the whole trace; 2000 or two minutes of a Poisson stream, up to "
-        "500000; 12 per user of a closed loop; 1000 offline.",
-    )
-    warmup_requests: CountOrZero | None = Field(
-        default=None,
-        description="First requests left out of the percentiles. Default: a tenth of a Poisson stream, 2 per user of a "
-        "closed loop, otherwise none.",
-    )
-    input_tokens: LengthFile | None = Field(
-        default=None, description="Prompt lengths (with a trace: instead of its own)."
-    )
-    output_tokens: LengthFile | None = Field(
-        default=None, description="Answer lengths (with a trace: instead of its own)."
-    )
-
-    @model_validator(mode="after")
-    def _complete(self) -> TrafficFile:
-        if self.users is not None and (self.rate is not None or self.offline):
-            raise reject("`users` is a closed loop and excludes `rate` and `offline`")
-        if self.think_time is not None and self.users is None:
-            raise reject("`think_time` belongs to a closed loop", "state `users`")
-        if self.offline and self.rate is not None:
-            raise reject("`offline` has every request at time zero and excludes `rate`")
-        if self.trace is None:
-            missing = [key for key in ("input_tokens", "output_tokens") if getattr(self, key) is None]
-            if missing:
-                raise reject(f"missing {' and '.join(missing)}", hint="state them, or give a `trace`")
-            if self.rate is None and self.users is None and not self.offline:
-                raise reject("no load is stated", "rate, users, offline: true, or trace")
-        return self
-
-
-class SloFile(Section):
-    """Latency targets at a percentile of the requests."""
-
-    ttft: Duration | None = Field(default=None, description="Time to first token.")
-    tpot: Duration | None = Field(default=None, description="Time per output token after the first.")
-    e2e: Duration | None = Field(default=None, description="Whole request.")
-    percentile: Annotated[float, quantity("count", above=0.0, most=99.9)] = Field(
-        default=90.0, description="Percentile the targets hold at."
-    )
 
 
 class ServingFile(Section):

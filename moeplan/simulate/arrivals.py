@@ -1,4 +1,4 @@
-"""Requests of a traffic as arrays: when they come and how long they are."""
+"""Requests of a traffic as arrays: when they come, how long they are, and whose they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moeplan.spec.workload import LengthDistribution, Traffic
+from moeplan.simulate.conversations import Blocks, Chains, chains_of, draw_turns, trace_blocks
+from moeplan.spec.workload import LengthDistribution, RateStep, Traffic
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 _MAX_TOKENS = 2**31  # of one request; more is a mistake, and would only keep the simulation busy
 _MAX_SPAN_S = 1e9  # thirty years: beyond, a double no longer resolves an iteration
@@ -15,13 +19,23 @@ _MAX_SPAN_S = 1e9  # thirty years: beyond, a double no longer resolves an iterat
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Requests:
-    """Arrays of shape (n_requests,). ``arrival_s`` does not decrease; NaN in a closed loop (known only in the run)."""
+    """Arrays of shape (n_requests,).
 
-    arrival_s: npt.NDArray[np.float64]
-    input_tokens: npt.NDArray[np.int64]
-    output_tokens: npt.NDArray[np.int64]
+    The first ``n_free`` requests come by themselves, in order of ``arrival_s``, which is NaN in a closed loop (known
+    only in the run). The others are later turns of conversations: each follows another request (`next_turn`).
+    """
+
+    arrival_s: Floats
+    input_tokens: Ints
+    output_tokens: Ints
     n_users: int  # closed loop; 0 otherwise
-    pause_s: npt.NDArray[np.float64]  # closed loop: between a request's end and its user's next
+    pause_s: Floats  # between a request's end and what follows it: its user's next request, the next turn
+    class_id: Ints  # index into Traffic.classes; 0 without classes
+    priority: Ints  # the smaller goes first
+    timeout_s: Floats  # after its arrival; inf: patient
+    next_turn: Ints  # request that its answer brings about; -1: none
+    n_free: int
+    blocks: Blocks | None  # what prompts have in common; None: nothing
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)
@@ -38,31 +52,124 @@ def draw_requests(traffic: Traffic, seed: int) -> Requests:
     if n < 1:
         raise ValueError(f"n_requests: at least 1 (got {n})")
     # Separate streams: changing the arrivals leaves the lengths as they were.
-    times, prompts, answers, pauses = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
-    n_users = 0
+    spawned = np.random.SeedSequence(seed).spawn(6)
+    times, prompts, answers, pauses, kinds, turns = (np.random.default_rng(s) for s in spawned)
+    chains = _chains(traffic, n, turns)
+    class_id = _classes(traffic, n, chains, kinds)
+    arrival_s, n_users = _arrival_times(traffic, n, chains.n_free, times)
+    new_tokens = _lengths(traffic, "input_tokens", class_id, prompts)
+    output_tokens = _lengths(traffic, "output_tokens", class_id, answers)
+    input_tokens = chains.prompts(new_tokens, output_tokens)
+    for name, tokens in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
+        if np.any(tokens < 0) or np.any(tokens > _MAX_TOKENS):
+            raise ValueError(f"{name}: between 0 and {_MAX_TOKENS} tokens (got {tokens.min()} to {tokens.max()})")
+    think_s = np.where(chains.next_turn >= 0, chains.think_s, arrivals.think_s if n_users else 0.0)
+    classes = traffic.classes
+    patience_s = [c.timeout_s for c in classes] or [traffic.timeout_s]
+    return Requests(
+        arrival_s=arrival_s,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        n_users=n_users,
+        pause_s=pauses.exponential(1.0, n) * think_s,
+        class_id=class_id,
+        priority=np.array([c.priority for c in classes] or [0], dtype=np.int64)[class_id],
+        timeout_s=np.array([np.inf if t is None else t for t in patience_s])[class_id],
+        next_turn=chains.next_turn,
+        n_free=chains.n_free,
+        blocks=_blocks(traffic, chains, input_tokens, output_tokens),
+    )
+
+
+def _chains(traffic: Traffic, n: int, rng: np.random.Generator) -> Chains:
+    talk = traffic.conversations
+    if talk is None:
+        return Chains.single(n)
+    if traffic.trace is not None:
+        raise ValueError("conversations: a trace has its own")
+    if not 0.0 <= talk.think_s < _MAX_SPAN_S:
+        raise ValueError(f"think_s: must be finite and not negative (got {talk.think_s})")
+    return chains_of(talk, draw_turns(n, lambda k: draw_lengths(talk.turns, k, rng)))
+
+
+def _classes(traffic: Traffic, n: int, chains: Chains, rng: np.random.Generator) -> Ints:
+    """Class of every request; all turns of a conversation have one."""
+    classes, trace = traffic.classes, traffic.trace
+    if not classes:
+        return np.zeros(n, dtype=np.int64)
+    if trace is not None and trace.class_id is not None:
+        found: Ints = trace.class_id[np.arange(n) % trace.class_id.size]
+        if np.any(found < 0) or np.any(found >= len(classes)):
+            raise ValueError(f"class_id: between 0 and {len(classes) - 1}")
+        return found
+    share = np.array([c.share_frac for c in classes])
+    if not np.all(share >= 0.0) or not 0.0 < share.sum() < np.inf:
+        raise ValueError(f"classes: shares must not be negative, and not all zero (got {share.tolist()})")
+    drawn = rng.choice(len(classes), chains.n_free, p=share / share.sum()).astype(np.int64)
+    return np.asarray(drawn[chains.conversation])
+
+
+def _arrival_times(traffic: Traffic, n: int, n_free: int, rng: np.random.Generator) -> tuple[Floats, int]:
+    """Arrival times (n,), NaN where they follow from the run, and the number of closed-loop users."""
+    arrivals, n_users = traffic.arrivals, 0
+    arrival_s = np.full(n, np.nan)
     if arrivals.kind == "trace":
-        arrival_s = _trace_times(traffic, n)
-    elif arrivals.kind == "poisson":
-        rate_per_s = _positive_rate(arrivals.rate_per_s)
-        arrival_s = np.cumsum(times.exponential(1.0 / rate_per_s, n))
+        arrival_s[:] = _trace_times(traffic, n)
+    elif arrivals.kind == "open":
+        arrival_s[:n_free] = _open_times(traffic, n_free, n_free / n, rng)
     elif arrivals.kind == "closed_loop":
         n_users = arrivals.n_users or 0
         if n_users < 1:
             raise ValueError(f"n_users: a closed loop needs at least 1 (got {arrivals.n_users})")
         if not 0.0 <= arrivals.think_s < _MAX_SPAN_S:
             raise ValueError(f"think_s: must be finite and not negative (got {arrivals.think_s})")
-        arrival_s = np.full(n, np.nan)
     else:
-        arrival_s = np.zeros(n)
-    if n_users == 0 and not arrival_s[-1] <= _MAX_SPAN_S:
-        raise ValueError(f"arrivals: {n} requests take {arrival_s[-1]:.3g} s; at most {_MAX_SPAN_S:.0e} s")
-    return Requests(
-        arrival_s=arrival_s,
-        input_tokens=_lengths(traffic, "input_tokens", n, prompts),
-        output_tokens=_lengths(traffic, "output_tokens", n, answers),
-        n_users=n_users,
-        pause_s=pauses.exponential(1.0, n) * (arrivals.think_s if n_users else 0.0),
-    )
+        arrival_s[:n_free] = 0.0
+    last_s = arrival_s[n_free - 1]
+    if n_users == 0 and not last_s <= _MAX_SPAN_S:
+        raise ValueError(f"arrivals: {n} requests take {last_s:.3g} s; at most {_MAX_SPAN_S:.0e} s")
+    return arrival_s, n_users
+
+
+def _open_times(traffic: Traffic, n: int, share: float, rng: np.random.Generator) -> Floats:
+    """Times of ``n`` arrivals at ``share`` of the stated rate.
+
+    A renewal stream of rate 1, taken through the inverse of the cumulated rate (Cinlar, Introduction to Stochastic
+    Processes, 4.7): exact for a Poisson stream, and bursts keep their share of requests in hours of any rate.
+    """
+    arrivals = traffic.arrivals
+    cv = arrivals.gap_cv
+    if not 0.0 <= cv <= 100.0:
+        raise ValueError(f"gap_cv: between 0 and 100 (got {cv})")
+    if cv == 1.0:
+        gaps = rng.exponential(1.0, n)
+    elif cv == 0.0:
+        gaps = np.ones(n)
+    else:
+        gaps = rng.gamma(cv**-2, cv**2, n)
+    arrived = np.cumsum(gaps)
+    if not arrivals.rate_steps:
+        return np.asarray(arrived / (_positive_rate(arrivals.rate_per_s) * share))
+    return invert_rate(arrived / share, arrivals.rate_steps)
+
+
+def invert_rate(expected: Floats, steps: tuple[RateStep, ...]) -> Floats:
+    """Times by which so many arrivals are expected, under rates that repeat [s]."""
+    spans_s = np.array([step.duration_s for step in steps])
+    rates_per_s = np.array([step.rate_per_s for step in steps])
+    if not (np.all(spans_s > 0.0) and np.all(rates_per_s >= 0.0) and np.isfinite(spans_s.sum() + rates_per_s.sum())):
+        raise ValueError("rate_steps: durations must be positive and rates must not be negative, all finite")
+    per_step = spans_s * rates_per_s
+    total = float(per_step.sum())
+    if total <= 0.0:
+        raise ValueError("rate_steps: no request would ever come")
+    ends, starts_s = np.cumsum(per_step), np.cumsum(spans_s) - spans_s
+    rounds = np.floor(expected / total)
+    rest = expected - rounds * total
+    # side right: an instant in which nothing comes belongs to the step after it
+    step = np.minimum(np.searchsorted(ends, rest, side="right"), np.flatnonzero(per_step)[-1])
+    inside_s = (rest - (ends[step] - per_step[step])) / rates_per_s[step]
+    return np.asarray(rounds * spans_s.sum() + starts_s[step] + inside_s)
 
 
 def _positive_rate(rate_per_s: float | None) -> float:
@@ -71,7 +178,7 @@ def _positive_rate(rate_per_s: float | None) -> float:
     return rate_per_s
 
 
-def _trace_times(traffic: Traffic, n: int) -> npt.NDArray[np.float64]:
+def _trace_times(traffic: Traffic, n: int) -> Floats:
     trace, rate_per_s = traffic.trace, traffic.arrivals.rate_per_s
     if trace is None or trace.arrival_s.size == 0:
         raise ValueError("trace: holds no requests")
@@ -91,25 +198,38 @@ def _trace_times(traffic: Traffic, n: int) -> npt.NDArray[np.float64]:
     return np.asarray(times_s[index % size] + (index // size) * period_s)
 
 
-def _lengths(traffic: Traffic, which: str, n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    distribution: LengthDistribution | None = getattr(traffic, which)
-    if distribution is None:
-        if traffic.trace is None:
-            raise ValueError(f"{which}: neither a trace nor a distribution gives them")
+def _lengths(traffic: Traffic, which: str, class_id: Ints, rng: np.random.Generator) -> Ints:
+    """Token counts (n,): of the request's class, else of the traffic, else of the trace."""
+    n = class_id.size
+    common: LengthDistribution | None = getattr(traffic, which)
+    own: list[LengthDistribution | None] = [getattr(c, which) for c in traffic.classes]
+    tokens = np.zeros(n, dtype=np.int64)
+    if common is not None:
+        tokens = draw_lengths(common, n, rng)
+    elif traffic.trace is not None:
         recorded = getattr(traffic.trace, which)
         tokens = recorded[np.arange(n) % recorded.size].astype(np.int64)
-    else:
-        tokens = draw_lengths(distribution, n, rng)
-    if np.any(tokens < 0) or np.any(tokens > _MAX_TOKENS):
-        raise ValueError(f"{which}: between 0 and {_MAX_TOKENS} tokens (got {tokens.min()} to {tokens.max()})")
+    elif not own or None in own:
+        raise ValueError(f"{which}: neither a trace nor a distribution gives them")
+    for i, distribution in enumerate(own):
+        if distribution is not None:
+            mine = class_id == i
+            tokens[mine] = draw_lengths(distribution, int(mine.sum()), rng)
     return tokens
 
 
-def draw_lengths(distribution: LengthDistribution, n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def draw_lengths(distribution: LengthDistribution, n: int, rng: np.random.Generator) -> Ints:
     """Token counts (n,). Log-normal: ``mean_tokens`` is the mean before rounding and clipping to [low, high]."""
     low, high = distribution.low_tokens, distribution.high_tokens
     if distribution.kind == "fixed":
         return np.full(n, low, dtype=np.int64)
+    if distribution.kind == "empirical":
+        weights = np.array(distribution.weights)
+        if not weights.size or not np.all(weights >= 0.0) or not 0.0 < weights.sum() < np.inf:
+            raise ValueError("lengths: weights must not be negative, and not all zero")
+        return np.array(distribution.values_tokens, dtype=np.int64)[
+            rng.choice(weights.size, n, p=weights / weights.sum())
+        ]
     if high < low:
         raise ValueError(f"lengths: upper end {high} below lower end {low}")
     if distribution.kind == "uniform":
@@ -120,3 +240,12 @@ def draw_lengths(distribution: LengthDistribution, n: int, rng: np.random.Genera
     # Mean of a log-normal is exp(mu + sigma^2 / 2).
     draw = rng.lognormal(np.log(distribution.mean_tokens) - 0.5 * sigma**2, sigma, n)
     return np.clip(np.rint(draw), low, high).astype(np.int64)
+
+
+def _blocks(traffic: Traffic, chains: Chains, input_tokens: Ints, output_tokens: Ints) -> Blocks | None:
+    trace = traffic.trace
+    if trace is None:
+        return chains.blocks(input_tokens, output_tokens)
+    if trace.block_start is None or trace.block_id is None:
+        return None
+    return trace_blocks(trace.block_start, trace.block_id, trace.block_tokens, input_tokens.size)

@@ -12,13 +12,15 @@ if TYPE_CHECKING:  # reading and checking a scenario loads no numeric library
 
 @dataclass(frozen=True, slots=True)
 class LengthDistribution:
-    """Token counts of a prompt or an answer."""
+    """Token counts of a prompt or an answer, or another whole number of a distribution."""
 
-    kind: Literal["fixed", "uniform", "lognormal"]
+    kind: Literal["fixed", "uniform", "lognormal", "empirical"]
     mean_tokens: float
     low_tokens: int  # fixed: the value; uniform: lower end; lognormal: clip
     high_tokens: int
     sigma_log: float = 0.0  # lognormal: standard deviation of ln(tokens)
+    values_tokens: tuple[int, ...] = ()  # empirical: what was seen ...
+    weights: tuple[float, ...] = ()  # ... and how often, any scale
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,23 +32,77 @@ class Trace:
     input_tokens: npt.NDArray[np.int64]
     output_tokens: npt.NDArray[np.int64]
     attribution: str
+    class_id: npt.NDArray[np.int64] | None = None  # index into Traffic.classes, where the trace tells
+    # Blocks of ``block_tokens`` prompt tokens with equal ids hold equal text: those of request i are
+    # ``block_id[block_start[i] : block_start[i + 1]]``, from the first token on. None: no prompt is like another.
+    block_tokens: int = 0
+    block_start: npt.NDArray[np.int64] | None = None
+    block_id: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RateStep:
+    """A stretch of time with a constant mean rate."""
+
+    duration_s: float
+    rate_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
     """When requests come.
 
-    trace: the trace's own times, scaled to ``rate_per_s`` when that is set; poisson: exponential gaps;
+    trace: the trace's own times, scaled to ``rate_per_s`` when that is set; open: independent gaps of the mean rate;
     closed_loop: ``n_users`` users who all send at time zero, and each again ``think_s`` (mean of an exponential) after
     its last answer; all_at_once: everything at time zero.
     """
 
-    kind: Literal["trace", "poisson", "closed_loop", "all_at_once"]
-    rate_per_s: float | None
+    kind: Literal["trace", "open", "closed_loop", "all_at_once"]
+    rate_per_s: float | None  # mean over all rate steps
     n_users: int | None
     n_requests: int  # simulated
     warmup_requests: int  # not counted in the percentiles
     think_s: float = 0.0
+    gap_cv: float = 1.0  # open: standard deviation of a gap over its mean; 1: Poisson, 0: even, above 1: bursty
+    rate_steps: tuple[RateStep, ...] = ()  # open: the rate over time, again from the first after the last
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Latency targets [s] at a percentile; None = not asked."""
+
+    ttft_s: float | None
+    tpot_s: float | None
+    e2e_s: float | None
+    percentile: float  # 0..100
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is any target."""
+        return any(target is not None for target in (self.ttft_s, self.tpot_s, self.e2e_s))
+
+
+@dataclass(frozen=True, slots=True)
+class RequestClass:
+    """A kind of request within a traffic."""
+
+    name: str
+    share_frac: float  # of the requests (of the conversations); unused where the trace tells the class
+    input_tokens: LengthDistribution | None  # None: as the traffic's
+    output_tokens: LengthDistribution | None
+    slo: Slo
+    priority: int = 0  # the smaller goes first
+    timeout_s: float | None = None  # a user gives up a request not finished by then
+
+
+@dataclass(frozen=True, slots=True)
+class Conversations:
+    """Requests that continue each other: a prompt holds the shared prefix, all turns before it, and its own tokens."""
+
+    turns: LengthDistribution  # requests of a conversation
+    think_s: float  # mean of an exponential, from an answer to the next turn
+    prefix_tokens: int = 0  # text in front of every first turn (system prompt), one of ``n_prefixes``
+    n_prefixes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +113,9 @@ class Traffic:
     trace: Trace | None
     input_tokens: LengthDistribution | None  # None when the trace gives them
     output_tokens: LengthDistribution | None
+    classes: tuple[RequestClass, ...] = ()
+    conversations: Conversations | None = None
+    timeout_s: float | None = None  # as of a class, where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +150,6 @@ class Engine:
     batch_wait_tokens_frac: float = 0.0  # ... unless the iteration has this share of max_num_batched_tokens
     fused_quantization: tuple[str, ...] = ()  # formats whose activations are quantised by the kernel before the GEMM
     expert_kernels: tuple[str, ...] = ()  # other kernels of the routed experts the engine picks where they are faster
-
-
-@dataclass(frozen=True, slots=True)
-class Slo:
-    """Latency targets [s] at a percentile; None = not asked."""
-
-    ttft_s: float | None
-    tpot_s: float | None
-    e2e_s: float | None
-    percentile: float  # 0..100
 
 
 @dataclass(frozen=True, slots=True)

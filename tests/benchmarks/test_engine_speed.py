@@ -22,7 +22,7 @@ from moeplan.spec.workload import Arrivals, LengthDistribution, Traffic
 KV = 700_000
 TABLE = table(base_s=5e-3, per_token_s=1e-5, per_context_token_s=3e-8, per_prefill_token_s=1e-6)
 CONVERSATION = Traffic(
-    Arrivals("poisson", 19_366 / 3_502, None, 19_366, 0),
+    Arrivals("open", 19_366 / 3_502, None, 19_366, 0),
     None,
     LengthDistribution("lognormal", 1155.0, 1, 14_000, 1.0),
     LengthDistribution("lognormal", 211.0, 1, 1_000, 1.0),

@@ -66,3 +66,59 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path.write_bytes(gzip.compress(b"0" * 1_000_000))
     with pytest.raises(InputError, match="too large when unpacked"):
         read_trace(path)
+
+
+MOONCAKE = (
+    '{"timestamp": 100, "input_length": 1100, "output_length": 5, "hash_ids": [7, 8, 9]}\n'
+    '{"timestamp": 3100, "input_length": 1024, "output_length": 1, "hash_ids": [7, 8]}\n\n'
+    '{"timestamp": 3100, "input_length": 3, "output_length": 2, "hash_ids": [1]}\n'
+)
+
+
+def test_mooncake_is_told_by_its_content_and_keeps_whole_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(MOONCAKE)
+    found = read_trace(path)
+    assert (found.format, found.block_tokens) == ("mooncake", 512)
+    assert list(found.arrival_s) == pytest.approx([0.0, 3.0, 3.0])
+    assert list(found.block_start) == [0, 2, 4, 4]  # a partly filled block is nobody else's
+    assert list(found.block_id) == [7, 8, 7, 8]
+
+
+def test_burstgpt_keeps_failed_requests(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,472,18,490,Conversation log\n45,GPT-4,1087,0,1087,API log\n"
+    )
+    found = read_trace(path)
+    assert (found.format, list(found.arrival_s), list(found.output_tokens)) == ("burstgpt", [0.0, 40.0], [18, 0])
+
+
+def test_classes_of_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("arrival_s,input_tokens,output_tokens,class\n0,1,1,chat\n1,2,2,batch\n")
+    assert read_trace(path).classes == ["chat", "batch"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"timestamp": 0, "input_length": 5}\n', "t.jsonl:1: not a request of a Mooncake trace"),
+        ('{"timestamp": 0,\n', "t.jsonl:1: not a line of JSON"),
+        ("{" * 100_000, "not a line of JSON"),
+        ('{"timestamp": -1, "input_length": 5, "output_length": 1}\n', "negative arrival time"),
+        ('{"timestamp": 0, "input_length": 5, "output_length": 0}\n', "generates no token"),
+        ('{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [1, 2]}\n', "more hash_ids than blocks"),
+        ('{"timestamp": 0, "input_length": 512, "output_length": 1, "hash_ids": ["a"]}\n', "not a whole number"),
+        ('{"timestamp": 0, "input_length": 512, "output_length": 1, "hash_ids": 5}\n', "not a request of a Mooncake"),
+        (MOONCAKE + '{"timestamp": 1, "input_length": 3, "output_length": 2}\n', "t.jsonl:5: unsorted"),
+        ("[1, 2]\n", "not a known trace"),
+    ],
+)
+def test_bad_json_lines(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        read_trace(path)
+    assert message in str(caught.value)
