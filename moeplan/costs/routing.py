@@ -16,6 +16,7 @@ from scipy.special import betainc
 
 from moeplan.costs.placement import place, slot_share
 from moeplan.kernels import routing as kernel
+from moeplan.kernels.inclusion import inclusion_probabilities
 from moeplan.kernels.maxima import expected_maxima
 from moeplan.spec.model import MoeMlp
 from moeplan.spec.routing import Correlation, Popularity, RoutingAssumption
@@ -150,7 +151,7 @@ def with_weights(block: MoeMlp, routing: RoutingAssumption, layer: int, weights:
     elif block.topk_group < block.n_group:
         selected = np.stack([_sampled(block, routing, layer, row, t) for row, t in zip(topics, tables, strict=True)])
     else:
-        found = [kernel.inclusion_probabilities(row, block.top_k) for row in topics]
+        found = [inclusion_probabilities(row, block.top_k) for row in topics]
         selected = np.stack(found)[:, : block.n_experts]
     return LayerChoices(method, topics, tables, selected, hashed)
 
@@ -163,7 +164,7 @@ def _sampled(
     Limits move probabilities by a share of their unevenness: where there is little, sampling noise would be more.
     """
     if weights.std() < _EVEN_FRAC * weights.mean():
-        return np.asarray(kernel.inclusion_probabilities(weights, block.top_k)[: block.n_experts])
+        return np.asarray(inclusion_probabilities(weights, block.top_k)[: block.n_experts])
     counts = np.zeros(block.n_experts, np.int64)
     one = np.zeros(1, np.int64)
     kernel.route(

@@ -263,6 +263,8 @@ class _Builder:
             line = self._text.count("\n", 0, position) + 1
             return _problem(Mark(self._file, line, None), what)
         mark = Mark(self._file, place.line + 1, place.column + 1)
+        if "nesting depth" in (getattr(error, "problem", None) or ""):  # newer parsers read ahead, and give up first
+            return _problem(mark, f"nested deeper than {MAX_DEPTH} levels")
         lines = self._text.split("\n")
         # libyaml may report the line after the one that holds the tab
         for n in (place.line, place.line - 1):

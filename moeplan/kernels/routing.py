@@ -33,6 +33,7 @@ N_SUMS = 6
 _MAX_REPEATS = 48
 _N_BINS = 1024  # of the score, in priority dropping
 _BINS_PER_E_FOLD = 48.0
+_BLOCK = 1024  # draws ahead of the tokens that use them: they stay in the first cache
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _ONE = np.uint64(1)
@@ -159,20 +160,72 @@ def _choose_plain(table, weights, top_k, seen, stamp, everything, chosen, s0, s1
     return np.int64(found), s0, s1
 
 
+@njit(inline="always")
+def _count_run(table, weights, n_tokens, top_k, drawn, marked, marks, stamp, everything, s0, s1):
+    """Count the choices of tokens that share a table, a block of draws ahead: no branch depends on a single draw.
+
+    ``marked`` (n,): high half the last token that chose the expert, low half how many did. Repeats are not counted;
+    tokens that lack experts after ``top_k`` draws, few where popularity is even, draw on.
+    """
+    k = np.uint64(top_k)
+    left = n_tokens
+    while left > 0:
+        n = min(left, (drawn.size - 1) // top_k)
+        left -= n
+        for i in range((n * top_k + 1) // 2):
+            word, s0, s1 = _next(s0, s1)
+            drawn[2 * i] = _lookup(table, word >> _HALF)
+            drawn[2 * i + 1] = _lookup(table, word & _LOW)
+        for token in range(n):
+            stamp += np.uint64(1 << 32)
+            found = repeats = np.uint64(0)
+            for i in range(token * top_k, (token + 1) * top_k):
+                e = drawn[i]
+                new = np.uint64((marked[e] ^ stamp) > _LOW)
+                marked[e] = stamp | ((marked[e] & _LOW) + new)
+                found += new
+            while found < k:
+                word, s0, s1 = _next(s0, s1)
+                repeats += _ONE
+                e = np.int64(_lookup(table, word >> _HALF))
+                if repeats > _MAX_REPEATS:
+                    for i in range(marks.size):
+                        marks[i] = marked[i] >> _HALF
+                    e, _ = _scan(weights, marks, np.int64(stamp >> _HALF), everything, weights.size, word)
+                    if e < 0:
+                        break
+                new = np.uint64((marked[e] ^ stamp) > _LOW)
+                marked[e] = stamp | ((marked[e] & _LOW) + new)
+                found += new
+    return stamp, s0, s1
+
+
 @compiled
 def count_choices(
-    seed: int, step: int, layer: int, source: int, n_tokens: int, top_k: int, table: Words, weights: Floats,
-    counts: Ints,
+    seed: int, step: int, layer: int, source: int, n_tokens: int, top_k: int, tables: Words, weights: Floats,
+    burst: int, counts: Ints,
 ) -> None:  # fmt: skip
-    """Add to ``counts`` (n_experts,) how often each expert is among the ``top_k`` of ``n_tokens`` tokens."""
+    """Add to ``counts`` (n_experts,) how often each expert is among the ``top_k`` of ``n_tokens`` tokens (below 2^32).
+
+    ``tables``, ``weights`` (n_topics, n_experts) and ``burst`` as in `route`.
+    """
     s0, s1 = stream(seed, step, layer, source)
-    seen = np.full(weights.size, -1, np.int64)
+    marked, marks = np.zeros(counts.size, np.uint64), np.empty(counts.size, np.int64)
     everything = np.ones(1, np.bool_)
-    chosen = np.empty(top_k, np.uint64)
-    for token in range(n_tokens):
-        found, s0, s1 = _choose_plain(table, weights, top_k, seen, token, everything, chosen, s0, s1)
-        for j in range(found):
-            counts[chosen[j]] += 1
+    drawn = np.empty(max(_BLOCK, top_k) + 1, np.uint32)
+    stamp = np.uint64(0)
+    run = burst if tables.shape[0] > 1 else max(n_tokens, 1)
+    for first in range(0, n_tokens, run):
+        topic = np.uint64(0)
+        if tables.shape[0] > 1:
+            word, s0, s1 = _next(s0, s1)
+            topic = ((word >> _HALF) * np.uint64(tables.shape[0])) >> _HALF
+        stamp, s0, s1 = _count_run(
+            tables[topic], weights[topic], min(run, n_tokens - first), top_k, drawn, marked, marks, stamp, everything,
+            s0, s1,
+        )  # fmt: skip
+    for e in range(counts.size):
+        counts[e] += np.int64(marked[e] & _LOW)
 
 
 @njit(inline="always")
@@ -287,6 +340,28 @@ def _choose_by_experts(needed, tokens_left, chosen, s0, s1):
 
 
 @compiled
+def _route_to_one(
+    seed, step, layer, n_tokens, top_k, tables, weights, burst, first_slot, counts, slot_counts, traffic, node_traffic,
+    sums,
+):  # fmt: skip
+    """`route` where every token goes to the one GPU there is and nothing is dropped: all follows from the counts."""
+    for source in range(traffic.shape[0]):
+        new = np.zeros(counts.size, np.int64)
+        count_choices(seed, step, layer, source, n_tokens, top_k, tables, weights, burst, new)
+        for e in range(new.size):
+            copies = first_slot[e + 1] - first_slot[e]
+            for j in range(copies):  # used in turn
+                turns = (counts[e] + new[e] - j) // copies - (counts[e] - j) // copies
+                slot_counts[first_slot[e] + j] += turns
+            counts[e] += new[e]
+        traffic[source, 0] += n_tokens
+        node_traffic[source, 0] += n_tokens
+        sums[N_PAIRS] += new.sum()
+        sums[N_COPIES] += n_tokens
+        sums[N_NODE_COPIES] += n_tokens
+
+
+@compiled
 def route(
     seed: int,
     step: int,
@@ -333,6 +408,12 @@ def route(
         sums: (N_SUMS,) pairs, dropped pairs, tokens that lost all, copies, node copies, identity choices.
     """
     n_choices = weights.shape[1]
+    if method == PLAIN and capacity == 0 and n_choices == n_real and traffic.shape[1] == 1:
+        _route_to_one(
+            seed, step, layer, n_tokens, top_k, tables, weights, burst, first_slot, counts, slot_counts, traffic,
+            node_traffic, sums,
+        )  # fmt: skip
+        return
     seen = np.full(n_choices, -1, np.int64)
     everything = np.ones(1, np.bool_)
     group_open = np.ones(n_group, np.bool_)
@@ -424,47 +505,3 @@ def route(
                     for level in range(_N_BINS):
                         bins[e, level] = min(bins[e, level], left)
                         left -= bins[e, level]
-
-
-@compiled
-def inclusion_probabilities(weights: Floats, top_k: int) -> Floats:
-    """Probability that each expert is among the first ``top_k`` of a Plackett-Luce order, shape (n,); exact.
-
-    Expert e is in when fewer than k others arrive before it: integral of w e^(-w t) P(fewer than k others by t) dt, the
-    count of independent arrivals by dynamic programming from both sides; trapezoid rule in log t.
-    """
-    n = weights.size
-    found = np.zeros(n)
-    if top_k >= n:
-        return found + 1.0
-    w = weights / weights.max()
-    before, after = np.empty((n + 1, top_k)), np.empty((n + 1, top_k))
-    width = 0.125
-    log_t = -24.0
-    while log_t < 60.0:
-        t = np.exp(log_t)
-        before[0] = 0.0
-        before[0, 0] = 1.0
-        after[n] = 0.0
-        after[n, 0] = 1.0
-        for e in range(n):
-            miss = np.exp(-w[e] * t)
-            before[e + 1, 0] = before[e, 0] * miss
-            for j in range(1, top_k):
-                before[e + 1, j] = before[e, j] * miss + before[e, j - 1] * (1.0 - miss)
-        for e in range(n - 1, -1, -1):
-            miss = np.exp(-w[e] * t)
-            after[e, 0] = after[e + 1, 0] * miss
-            for j in range(1, top_k):
-                after[e, j] = after[e + 1, j] * miss + after[e + 1, j - 1] * (1.0 - miss)
-        for e in range(n):  # cumulative from here on
-            for j in range(1, top_k):
-                after[e + 1, j] += after[e + 1, j - 1]
-            others = 0.0
-            for j in range(top_k):
-                others += before[e, j] * after[e + 1, top_k - 1 - j]
-            found[e] += width * w[e] * t * np.exp(-w[e] * t) * others
-        if log_t > 0.0 and before[n].sum() < 1e-13:
-            break
-        log_t += width
-    return found * (top_k / found.sum())

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from moeplan.costs import routing as costs
 from moeplan.kernels import routing as kernel
+from moeplan.kernels.inclusion import inclusion_probabilities
 from moeplan.spec.model import MoeMlp
 from moeplan.spec.routing import RoutingAssumption
 
@@ -237,7 +238,7 @@ class _Layer:
         s, b = self.step, self.block
         selected = self.choices.selected
         if not self.still and number:
-            rows = [kernel.inclusion_probabilities(row, b.top_k)[: b.n_experts] for row in self.choices.weights]
+            rows = [inclusion_probabilities(row, b.top_k)[: b.n_experts] for row in self.choices.weights]
             selected = np.stack(rows)
         counts = sample_counts(s.n_tokens, selected, self.routing.correlation.burst_tokens, self.rng)
         sample = min(_SAMPLED_TOKENS, s.tokens_per_gpu)

@@ -1,10 +1,11 @@
 """Speed of routing against a vectorised numpy Gumbel top-k in the same run, one core.
 
-`pytest tests/benchmarks/test_routing_speed.py --benchmark-enable -n 0 --benchmark-json=-` shows the figures.
+`pytest tests/benchmarks/test_routing_speed.py -m '' --benchmark-enable -n 0 --benchmark-json=-` shows the figures.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,14 +14,23 @@ import pytest
 from routing_cases import route, zipf
 
 from moeplan.kernels import routing
+from moeplan.kernels.inclusion import inclusion_probabilities
 from moeplan.simulate.routing import sample_counts
 
 N = 1_000_000
 
 
 def baseline(weights, n_tokens, top_k, rng):
-    """All scores of all tokens, the k largest of each row, counted."""
+    """All scores of all tokens, the k largest of each row, counted: Gumbel top-k as numpy has it."""
     keys = np.log(weights) + rng.gumbel(size=(n_tokens, len(weights)))
+    return np.bincount(np.argpartition(keys, -top_k, axis=1)[:, -top_k:].ravel(), minlength=len(weights))
+
+
+def tuned_baseline(weights, n_tokens, top_k, rng):
+    """The fastest numpy we know: half the bytes, and Gumbel noise from numpy's ziggurat for exponentials."""
+    noise = rng.standard_exponential((n_tokens, len(weights)), np.float32)
+    with np.errstate(divide="ignore"):
+        keys = np.log(weights).astype(np.float32) - np.log(noise)
     return np.bincount(np.argpartition(keys, -top_k, axis=1)[:, -top_k:].ravel(), minlength=len(weights))
 
 
@@ -36,25 +46,27 @@ def best_s(call, rounds=3):
 
 def counted(weights, top_k, n_tokens=N, layer=0):
     counts = np.zeros(weights.size, np.int64)
-    routing.count_choices(1, 0, layer, 0, n_tokens, top_k, routing.alias_table(weights), weights, counts)
+    tables = routing.alias_table(weights)[None]
+    routing.count_choices(1, 0, layer, 0, n_tokens, top_k, tables, weights[None], 1, counts)
     return counts
 
 
 @pytest.mark.parametrize(
-    ("n_experts", "top_k", "exponent", "least_per_s", "least_ratio"),
-    [(256, 8, 0.0, 4e6, 200.0), (256, 8, 0.5, 4e6, 200.0), (8, 2, 0.5, 20e6, None)],
+    ("n_experts", "top_k", "exponent", "least_per_s", "least_ratios"),
+    [(256, 8, 0.0, 4e6, (200.0, 80.0)), (256, 8, 0.5, 4e6, (200.0, 80.0)), (8, 2, 0.5, 20e6, (1.0, 1.0))],
 )
-def test_tokens_per_second(benchmark, n_experts, top_k, exponent, least_per_s, least_ratio):
+def test_tokens_per_second(benchmark, n_experts, top_k, exponent, least_per_s, least_ratios):
     weights = zipf(n_experts, exponent)
     counted(weights, top_k, 10)
     ours = N / best_s(lambda: counted(weights, top_k))
     rng, n = np.random.default_rng(0), 4_000
-    plain = n / best_s(lambda: baseline(weights, n, top_k, rng), 5)
-    benchmark.extra_info.update(tokens_per_s=ours, baseline_tokens_per_s=plain, ratio=ours / plain)
+    benchmark.extra_info["tokens_per_s"] = ours
+    for plain, least in zip((baseline, tuned_baseline), least_ratios, strict=True):
+        theirs = n / best_s(lambda plain=plain: plain(weights, n, top_k, rng), 5)
+        benchmark.extra_info.update({f"{plain.__name__}_tokens_per_s": theirs, f"over_{plain.__name__}": ours / theirs})
+        assert ours > least * theirs
     benchmark.pedantic(counted, (weights, top_k), rounds=1)
     assert ours > least_per_s
-    if least_ratio is not None:
-        assert ours / plain > 0.6 * least_ratio  # the aim is 200; room for a machine that does other work
 
 
 def test_full_accounting_per_second(benchmark):
@@ -68,23 +80,32 @@ def test_full_accounting_per_second(benchmark):
     assert ours > 2e6
 
 
-def test_second_core_is_free():
-    """The kernel holds no lock: this thread goes on while another one routes."""
+def test_scales_to_both_cores(benchmark):
+    """The layers of a step on two threads: the same counts, in little more than half the wall time of one."""
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one core")
     weights = zipf(256, 0.5)
     counted(weights, 8, 10)
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(counted, weights, 8, 10 * N)
-        progress = 0
-        while not running.done():
-            progress += 1
-            time.sleep(1e-3)
-    assert progress > 10
+
+    def run(n_threads):
+        start = time.perf_counter()
+        with ThreadPoolExecutor(n_threads) as pool:
+            counts = list(pool.map(lambda layer: counted(weights, 8, layer=layer), range(8)))
+        return time.perf_counter() - start, counts
+
+    one, two = ([run(n) for _ in range(5)] for n in (1, 2))
+    for _, counts in two:
+        np.testing.assert_array_equal(counts, one[0][1])
+    ratio = min(s for s, _ in one) / min(s for s, _ in two)
+    benchmark.extra_info["one_thread_over_two"] = ratio
+    benchmark.pedantic(run, (2,), rounds=1)
+    assert ratio > 1.4  # two on a quiet machine
 
 
 def test_counts_of_a_large_step(benchmark):
     """61 layers, a million tokens, 256 experts top-8: the counts drawn at once in less than 50 ms."""
     weights = zipf(256, 0.3)
-    selected = routing.inclusion_probabilities(weights, 8)[None, :]
+    selected = inclusion_probabilities(weights, 8)[None, :]
 
     def draw():
         rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from routing_cases import route, zipf
 
 from moeplan.kernels import routing
+from moeplan.kernels.inclusion import inclusion_probabilities
 
 
 @st.composite
@@ -67,6 +68,17 @@ def test_zero_weight_is_never_chosen(top_k, seed):
     assert not np.any(route(weights, 200, top_k, seed=seed).counts[weights == 0.0])
 
 
+@given(st.sampled_from([1, 4]), st.integers(0, 50), st.integers(1, 3), st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_copies_are_used_in_turn(n_ranks, n_tokens, n_sources, seed):
+    slots = np.sort(np.append(np.arange(8), [0, 0, 0, 3]))
+    found = route(zipf(8, 1.0), n_tokens, 2, slot_expert=slots, n_ranks=n_ranks, n_sources=n_sources, seed=seed)
+    for expert in range(8):
+        share = found.slot_counts[slots == expert]
+        assert share.sum() == found.counts[expert]
+        assert np.ptp(share) <= 1
+
+
 def test_threads_do_not_matter():
     weights = zipf(64, 1.0)
     alone = [route(weights, 500, 8, layer=layer).counts for layer in range(16)]
@@ -80,7 +92,7 @@ def test_threads_do_not_matter():
 def test_inclusion_probabilities(n_experts, exponent, data):
     """They add up to k, lie in [0, 1], and grow with the weight."""
     top_k = data.draw(st.integers(1, n_experts))
-    p = routing.inclusion_probabilities(np.arange(1.0, n_experts + 1) ** -exponent, top_k)
+    p = inclusion_probabilities(np.arange(1.0, n_experts + 1) ** -exponent, top_k)
     assert abs(p.sum() - top_k) < 1e-9
     assert np.all((p > 0.0) & (p <= 1.0 + 1e-9))
     assert np.all(np.diff(p) <= 1e-9)

@@ -11,6 +11,7 @@ from routing_twin import copies, grouped_top_k, gumbel_top_k, kept_in_order
 from scipy import stats
 
 from moeplan.kernels import routing
+from moeplan.kernels.inclusion import inclusion_probabilities
 
 WEIGHTS = {"uniform": zipf(64, 0.0), "zipf": zipf(64, 1.0), "steep": zipf(64, 3.0), "eight": zipf(8, 0.7)}
 
@@ -57,13 +58,16 @@ def test_ordered_pairs_follow_plackett_luce():
     assert chi_square_p(np.array(list(seen.values())), n * np.array(list(expected.values()))) > 1e-3
 
 
-@pytest.mark.parametrize("method", [routing.PLAIN, routing.TIMED])
+@pytest.mark.parametrize(("method", "n_ranks"), [(routing.PLAIN, 1), (routing.PLAIN, 2), (routing.TIMED, 1)])
 @pytest.mark.parametrize(("name", "top_k"), [("uniform", 8), ("zipf", 8), ("steep", 8), ("eight", 2), ("eight", 8)])
-def test_marginal_loads(name, top_k, method):
-    """Loads over tokens against the exact inclusion probabilities: variance of each count is n p (1 - p)."""
+def test_marginal_loads(name, top_k, method, n_ranks):
+    """Loads over tokens against the exact inclusion probabilities: variance of each count is n p (1 - p).
+
+    On one rank the kernel draws a block of choices ahead, on several token by token.
+    """
     weights, n = WEIGHTS[name], 100_000
-    p = routing.inclusion_probabilities(weights, top_k)
-    counts = route(weights, n, top_k, method=method, seed=5).counts
+    p = inclusion_probabilities(weights, top_k)
+    counts = route(weights, n, top_k, method=method, n_ranks=n_ranks, seed=5).counts
     assert counts.sum() == n * top_k
     sure = n * p * (1.0 - p) < 10.0
     assert np.all(np.abs(counts - n * p)[sure] < 30.0)
@@ -76,7 +80,7 @@ def test_inclusion_probability_of_two():
     """k = 2 has a short closed form: w_i + sum_j w_j w_i / (1 - w_j)."""
     w = WEIGHTS["eight"]
     exact = np.array([w[i] + sum(w[j] * w[i] / (1.0 - w[j]) for j in range(8) if j != i) for i in range(8)])
-    np.testing.assert_allclose(routing.inclusion_probabilities(w, 2), exact, rtol=1e-9)
+    np.testing.assert_allclose(inclusion_probabilities(w, 2), exact, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("rule", "n_best"), [(routing.GROUP_MAX, 1), (routing.GROUP_TOP_TWO, 2)])
@@ -99,7 +103,7 @@ def test_group_limited(rule, n_best, name):
 def test_distinct_experts_of_a_step():
     """Distribution of distinct experts over steps: mean against the closed form, shape against plain numpy (KS)."""
     weights, n, steps = WEIGHTS["zipf"], 24, 600
-    p = routing.inclusion_probabilities(weights, 4)
+    p = inclusion_probabilities(weights, 4)
     ours = [np.count_nonzero(route(weights, n, 4, step=s).counts) for s in range(steps)]
     rng = np.random.default_rng(8)
     plain = [len(np.unique(gumbel_top_k(weights, n, 4, rng))) for _ in range(steps)]
