@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moeplan.simulate.conversations import Blocks, Chains, chains_of, draw_turns, trace_blocks
+from moeplan.simulate.conversations import Chains, SharedText, chains_of, draw_turns, trace_text
 from moeplan.spec.workload import LengthDistribution, RateStep, Traffic
 
 Floats = npt.NDArray[np.float64]
@@ -19,23 +19,28 @@ _MAX_SPAN_S = 1e9  # thirty years: beyond, a double no longer resolves an iterat
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Requests:
-    """Arrays of shape (n_requests,).
+    """Arrays of shape (n_requests,); None where nothing of the kind is asked for.
 
-    The first ``n_free`` requests come by themselves, in order of ``arrival_s``, which is NaN in a closed loop (known
-    only in the run). The others are later turns of conversations: each follows another request (`next_turn`).
+    The first ``n_stream`` come by themselves, in order: ``arrival_s`` does not decrease, and is NaN in a closed loop
+    (known only in the run). The others are sent when their predecessor has ended, or by a control event; NaN too.
     """
 
     arrival_s: Floats
     input_tokens: Ints
     output_tokens: Ints
     n_users: int  # closed loop; 0 otherwise
-    pause_s: Floats  # between a request's end and what follows it: its user's next request, the next turn
-    class_id: Ints  # index into Traffic.classes; 0 without classes
-    priority: Ints  # the smaller goes first
-    timeout_s: Floats  # after its arrival; inf: patient
-    next_turn: Ints  # request that its answer brings about; -1: none
-    n_free: int
-    blocks: Blocks | None  # what prompts have in common; None: nothing
+    pause_s: Floats  # between a request's end and its user's next
+    n_stream: int | None = None  # None: all
+    class_id: Ints | None = None  # index into Traffic.classes
+    priority: Ints | None = None  # smaller goes first
+    start_timeout_s: Floats | None = None  # its user gives up: not scheduled so long after it was sent
+    finish_timeout_s: Floats | None = None  # ... or not finished
+    successor: Ints | None = None  # the request its user sends next, -1: none
+    # Prefix cache: each request's units of ``unit_tokens``, by the hash of all tokens up to their end, numbered from 0;
+    # ``n_hash`` of them, one request after the other. They may go on into the answer.
+    hash_ids: Ints | None = None
+    n_hash: Ints | None = None
+    unit_tokens: int = 0
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)
@@ -56,28 +61,32 @@ def draw_requests(traffic: Traffic, seed: int) -> Requests:
     times, prompts, answers, pauses, kinds, turns = (np.random.default_rng(s) for s in spawned)
     chains = _chains(traffic, n, turns)
     class_id = _classes(traffic, n, chains, kinds)
-    arrival_s, n_users = _arrival_times(traffic, n, chains.n_free, times)
+    arrival_s, n_users = _arrival_times(traffic, n, chains.n_stream, times)
     new_tokens = _lengths(traffic, "input_tokens", class_id, prompts)
     output_tokens = _lengths(traffic, "output_tokens", class_id, answers)
     input_tokens = chains.prompts(new_tokens, output_tokens)
     for name, tokens in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
         if np.any(tokens < 0) or np.any(tokens > _MAX_TOKENS):
             raise ValueError(f"{name}: between 0 and {_MAX_TOKENS} tokens (got {tokens.min()} to {tokens.max()})")
-    think_s = np.where(chains.next_turn >= 0, chains.think_s, arrivals.think_s if n_users else 0.0)
+    talks = chains.n_stream < n
+    think_s = arrivals.think_s if n_users else 0.0
+    shared = _shared(traffic, chains, input_tokens, output_tokens)
     classes = traffic.classes
-    patience_s = [c.timeout_s for c in classes] or [traffic.timeout_s]
+    patience_s = [np.inf if t is None else t for t in [c.timeout_s for c in classes] or [traffic.timeout_s]]
     return Requests(
         arrival_s=arrival_s,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         n_users=n_users,
-        pause_s=pauses.exponential(1.0, n) * think_s,
-        class_id=class_id,
-        priority=np.array([c.priority for c in classes] or [0], dtype=np.int64)[class_id],
-        timeout_s=np.array([np.inf if t is None else t for t in patience_s])[class_id],
-        next_turn=chains.next_turn,
-        n_free=chains.n_free,
-        blocks=_blocks(traffic, chains, input_tokens, output_tokens),
+        pause_s=pauses.exponential(1.0, n) * np.where(chains.successor >= 0, chains.think_s, think_s),
+        n_stream=chains.n_stream if talks else None,
+        class_id=class_id if classes else None,
+        priority=np.array([c.priority for c in classes], dtype=np.int64)[class_id] if classes else None,
+        finish_timeout_s=np.array(patience_s)[class_id] if min(patience_s) < np.inf else None,
+        successor=chains.successor if talks else None,
+        hash_ids=None if shared is None else np.unique(shared.id, return_inverse=True)[1],
+        n_hash=None if shared is None else shared.n_units,
+        unit_tokens=0 if shared is None else shared.unit_tokens,
     )
 
 
@@ -105,18 +114,18 @@ def _classes(traffic: Traffic, n: int, chains: Chains, rng: np.random.Generator)
     share = np.array([c.share_frac for c in classes])
     if not np.all(share >= 0.0) or not 0.0 < share.sum() < np.inf:
         raise ValueError(f"classes: shares must not be negative, and not all zero (got {share.tolist()})")
-    drawn = rng.choice(len(classes), chains.n_free, p=share / share.sum()).astype(np.int64)
+    drawn = rng.choice(len(classes), chains.n_stream, p=share / share.sum()).astype(np.int64)
     return np.asarray(drawn[chains.conversation])
 
 
-def _arrival_times(traffic: Traffic, n: int, n_free: int, rng: np.random.Generator) -> tuple[Floats, int]:
+def _arrival_times(traffic: Traffic, n: int, n_stream: int, rng: np.random.Generator) -> tuple[Floats, int]:
     """Arrival times (n,), NaN where they follow from the run, and the number of closed-loop users."""
     arrivals, n_users = traffic.arrivals, 0
     arrival_s = np.full(n, np.nan)
     if arrivals.kind == "trace":
         arrival_s[:] = _trace_times(traffic, n)
     elif arrivals.kind == "open":
-        arrival_s[:n_free] = _open_times(traffic, n_free, n_free / n, rng)
+        arrival_s[:n_stream] = _open_times(traffic, n_stream, n_stream / n, rng)
     elif arrivals.kind == "closed_loop":
         n_users = arrivals.n_users or 0
         if n_users < 1:
@@ -124,8 +133,8 @@ def _arrival_times(traffic: Traffic, n: int, n_free: int, rng: np.random.Generat
         if not 0.0 <= arrivals.think_s < _MAX_SPAN_S:
             raise ValueError(f"think_s: must be finite and not negative (got {arrivals.think_s})")
     else:
-        arrival_s[:n_free] = 0.0
-    last_s = arrival_s[n_free - 1]
+        arrival_s[:n_stream] = 0.0
+    last_s = arrival_s[n_stream - 1]
     if n_users == 0 and not last_s <= _MAX_SPAN_S:
         raise ValueError(f"arrivals: {n} requests take {last_s:.3g} s; at most {_MAX_SPAN_S:.0e} s")
     return arrival_s, n_users
@@ -242,10 +251,10 @@ def draw_lengths(distribution: LengthDistribution, n: int, rng: np.random.Genera
     return np.clip(np.rint(draw), low, high).astype(np.int64)
 
 
-def _blocks(traffic: Traffic, chains: Chains, input_tokens: Ints, output_tokens: Ints) -> Blocks | None:
+def _shared(traffic: Traffic, chains: Chains, input_tokens: Ints, output_tokens: Ints) -> SharedText | None:
     trace = traffic.trace
     if trace is None:
-        return chains.blocks(input_tokens, output_tokens)
+        return chains.shared(input_tokens, output_tokens)
     if trace.block_start is None or trace.block_id is None:
         return None
-    return trace_blocks(trace.block_start, trace.block_id, trace.block_tokens, input_tokens.size)
+    return trace_text(trace.block_start, trace.block_id, trace.block_tokens, input_tokens.size)

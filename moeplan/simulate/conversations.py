@@ -12,31 +12,30 @@ from moeplan.spec.workload import Conversations
 
 Ints = npt.NDArray[np.int64]
 
-BLOCK_TOKENS = 64  # granularity at which drawn conversations share text: a compromise between memory and truth
+UNIT_TOKENS = 64  # granularity at which drawn conversations share text: whole KV blocks of every engine
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Blocks:
-    """Blocks of ``block_tokens`` tokens with equal ids hold equal text after equal text.
+class SharedText:
+    """Units of ``unit_tokens`` tokens with equal ids hold equal text after equal text.
 
-    Those of request i are ``id[start[i] : start[i + 1]]``, from its first token on; the first ``n_prompt[i]`` of them
-    lie in its prompt, the others in its answer, which a later prompt may repeat.
+    Those of a request, from its first token on, stand one after the other; they may go on into its answer, which a
+    later prompt may repeat.
     """
 
-    block_tokens: int
-    start: Ints  # (n_requests + 1,)
-    id: Ints
-    n_prompt: Ints  # (n_requests,)
+    unit_tokens: int
+    n_units: Ints  # (n_requests,)
+    id: Ints  # (n_units.sum(),)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chains:
-    """Conversations: the first turns are requests 0 to n_free - 1, then the others. Arrays (n_requests,)."""
+    """Conversations: the first turns are requests 0 to n_stream - 1, then the others. Arrays (n_requests,)."""
 
-    n_free: int
+    n_stream: int
     conversation: Ints
     turn: Ints
-    next_turn: Ints
+    successor: Ints
     think_s: float
     prefix_tokens: int
     n_prefixes: int
@@ -48,7 +47,7 @@ class Chains:
 
     def prompts(self, new_tokens: Ints, output_tokens: Ints) -> Ints:
         """Prompt lengths: the shared prefix, everything said before, and the turn's own tokens."""
-        if self.n_free == self.turn.size:
+        if self.n_stream == self.turn.size:
             return new_tokens + self.prefix_tokens
         order = np.lexsort((self.turn, self.conversation))
         said = np.cumsum((new_tokens + output_tokens)[order])
@@ -58,20 +57,17 @@ class Chains:
         prompts[order] = said - output_tokens[order] - before[self.conversation[order]] + self.prefix_tokens
         return prompts
 
-    def blocks(self, input_tokens: Ints, output_tokens: Ints) -> Blocks | None:
+    def shared(self, input_tokens: Ints, output_tokens: Ints) -> SharedText | None:
         """Common text: of a conversation, and of the first turns that begin with the same prefix."""
-        if self.n_free == self.turn.size and self.prefix_tokens == 0:
+        if self.n_stream == self.turn.size and self.prefix_tokens == 0:
             return None
-        n_prompt = input_tokens // BLOCK_TOKENS
-        n_blocks = (input_tokens + output_tokens) // BLOCK_TOKENS
-        start = np.concatenate([[0], np.cumsum(n_blocks)])
-        position = np.arange(start[-1]) - np.repeat(start[:-1], n_blocks)
-        # A text of its own per conversation, numbered after the shared prefixes; positions tell its blocks apart.
-        most = int(n_blocks.max(initial=0)) + 1
-        own = self.n_prefixes + np.repeat(self.conversation, n_blocks)
-        shared = np.repeat(self.conversation % self.n_prefixes, n_blocks)
-        text = np.where(position < self.prefix_tokens // BLOCK_TOKENS, shared, own)
-        return Blocks(BLOCK_TOKENS, start, text * most + position, n_prompt)
+        n_units = (input_tokens + output_tokens) // UNIT_TOKENS
+        position = np.arange(n_units.sum()) - np.repeat(np.cumsum(n_units) - n_units, n_units)
+        # A text of its own per conversation, numbered after the shared prefixes; positions tell its units apart.
+        own = self.n_prefixes + np.repeat(self.conversation, n_units)
+        common = np.repeat(self.conversation % self.n_prefixes, n_units)
+        text = np.where(position < self.prefix_tokens // UNIT_TOKENS, common, own)
+        return SharedText(UNIT_TOKENS, n_units, text * (int(n_units.max(initial=0)) + 1) + position)
 
 
 def draw_turns(n: int, draw: Callable[[int], Ints]) -> Ints:
@@ -92,23 +88,26 @@ def chains_of(talk: Conversations, turns: Ints) -> Chains:
     """Conversations of ``turns`` (n_conversations,) requests each."""
     if talk.prefix_tokens < 0 or talk.n_prefixes < 1:
         raise ValueError(f"prefix: at least 0 tokens and 1 text (got {talk.prefix_tokens}, {talk.n_prefixes})")
-    n_free, n = turns.size, int(turns.sum())
+    n_stream, n = turns.size, int(turns.sum())
     later = turns - 1
-    first_later = n_free + np.cumsum(later) - later
-    conversation = np.concatenate([np.arange(n_free), np.repeat(np.arange(n_free), later)])
-    turn = np.concatenate([np.zeros(n_free, np.int64), np.arange(n_free, n) - np.repeat(first_later, later) + 1])
+    first_later = n_stream + np.cumsum(later) - later
+    conversation = np.concatenate([np.arange(n_stream), np.repeat(np.arange(n_stream), later)])
+    turn = np.concatenate([np.zeros(n_stream, np.int64), np.arange(n_stream, n) - np.repeat(first_later, later) + 1])
     after = np.arange(1, n + 1)
-    after[:n_free] = first_later
-    next_turn = np.where(turn + 1 < turns[conversation], after, -1)
-    return Chains(n_free, conversation, turn, next_turn, talk.think_s, talk.prefix_tokens, talk.n_prefixes)
+    after[:n_stream] = first_later
+    successor = np.where(turn + 1 < turns[conversation], after, -1)
+    return Chains(n_stream, conversation, turn, successor, talk.think_s, talk.prefix_tokens, talk.n_prefixes)
 
 
-def trace_blocks(start: Ints, ids: Ints, block_tokens: int, n: int) -> Blocks:
-    """Blocks of the first ``n`` requests of a trace that repeats; a copy shares nothing with the one before it."""
+def trace_text(start: Ints, ids: Ints, unit_tokens: int, n: int) -> SharedText:
+    """Text of the first ``n`` requests of a trace that repeats; a copy shares nothing with the one before it.
+
+    The units of request i of the trace are ``ids[start[i] : start[i + 1]]``.
+    """
     size = start.size - 1
     index = np.arange(n)
     counts = np.diff(start)[index % size]
-    begin = np.concatenate([[0], np.cumsum(counts)])
-    source = np.repeat(start[:-1][index % size], counts) + np.arange(begin[-1]) - np.repeat(begin[:-1], counts)
+    begin = np.cumsum(counts) - counts
+    source = np.repeat(start[:-1][index % size] - begin, counts) + np.arange(counts.sum())
     copy = np.repeat(index // size, counts)
-    return Blocks(block_tokens, begin, ids[source] + copy * (int(ids.max(initial=0)) + 1), counts)
+    return SharedText(unit_tokens, counts, ids[source] + copy * (int(ids.max(initial=0)) + 1))

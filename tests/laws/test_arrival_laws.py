@@ -12,7 +12,7 @@ from serving_cases import fixed, recorded
 from moeplan.files.resolve_traffic import diurnal_steps
 from moeplan.files.schema_traffic import DiurnalFile
 from moeplan.simulate.arrivals import draw_requests, invert_rate
-from moeplan.simulate.conversations import BLOCK_TOKENS
+from moeplan.simulate.conversations import UNIT_TOKENS
 from moeplan.spec.workload import (
     Arrivals,
     Conversations,
@@ -150,8 +150,8 @@ def test_classes_have_their_shares_lengths_and_manners():
     assert set(drawn.output_tokens[drawn.class_id == 0]) == {3}
     assert set(drawn.output_tokens[drawn.class_id == 1]) == {7}
     assert set(drawn.priority[drawn.class_id == 1]) == {5}
-    assert set(drawn.timeout_s[drawn.class_id == 0]) == {30.0}
-    assert np.isinf(drawn.timeout_s[drawn.class_id == 1]).all()
+    assert set(drawn.finish_timeout_s[drawn.class_id == 0]) == {30.0}
+    assert np.isinf(drawn.finish_timeout_s[drawn.class_id == 1]).all()
 
 
 def test_classes_leave_arrivals_and_common_lengths_alone():
@@ -172,33 +172,31 @@ def conversations(n=4000, **changes) -> Traffic:
 def test_a_turn_holds_all_that_was_said_before():
     drawn = draw_requests(conversations(prefix_tokens=70), 10)
     assert len(drawn) == 4000
-    assert np.all(np.isnan(drawn.arrival_s) == (np.arange(4000) >= drawn.n_free))
-    follows = np.flatnonzero(drawn.next_turn >= 0)
-    later = drawn.next_turn[follows]
-    assert len(set(later)) == len(later) == 4000 - drawn.n_free  # every later turn follows exactly one
+    assert np.all(np.isnan(drawn.arrival_s) == (np.arange(4000) >= drawn.n_stream))
+    follows = np.flatnonzero(drawn.successor >= 0)
+    later = drawn.successor[follows]
+    assert len(set(later)) == len(later) == 4000 - drawn.n_stream  # every later turn follows exactly one
     added = drawn.input_tokens[later] - drawn.input_tokens[follows] - drawn.output_tokens[follows]
     assert np.all((added >= 5) & (added <= 200))
-    first = drawn.input_tokens[: drawn.n_free]
+    first = drawn.input_tokens[: drawn.n_stream]
     assert np.all((first >= 75) & (first <= 270))
     assert stats.kstest(drawn.pause_s[follows], stats.expon(scale=20.0).cdf).pvalue > LEVEL
-    assert np.all(drawn.pause_s[drawn.next_turn < 0] == 0.0)
+    assert np.all(drawn.pause_s[drawn.successor < 0] == 0.0)
     # `rate` counts requests: conversations start so much more rarely
-    assert drawn.n_free / drawn.arrival_s[drawn.n_free - 1] == pytest.approx(2.0 * drawn.n_free / 4000, rel=0.1)
+    assert drawn.n_stream / drawn.arrival_s[drawn.n_stream - 1] == pytest.approx(2.0 * drawn.n_stream / 4000, rel=0.1)
 
 
 def test_blocks_are_equal_where_text_is():
     """A turn repeats all whole blocks of the turn before, answer included; first turns share their system prompt."""
-    drawn = draw_requests(conversations(n=300, prefix_tokens=3 * BLOCK_TOKENS + 5, n_prefixes=2), 11)
-    blocks = drawn.blocks
-    ids = [blocks.id[a:b].tolist() for a, b in zip(blocks.start[:-1], blocks.start[1:], strict=True)]
-    for i, after in enumerate(drawn.next_turn):
-        assert len(ids[i]) == (drawn.input_tokens[i] + drawn.output_tokens[i]) // BLOCK_TOKENS
-        assert blocks.n_prompt[i] == drawn.input_tokens[i] // BLOCK_TOKENS
+    drawn = draw_requests(conversations(n=300, prefix_tokens=3 * UNIT_TOKENS + 5, n_prefixes=2), 11)
+    ids = [one.tolist() for one in np.split(drawn.hash_ids, np.cumsum(drawn.n_hash)[:-1])]
+    for i, after in enumerate(drawn.successor):
+        assert len(ids[i]) == (drawn.input_tokens[i] + drawn.output_tokens[i]) // UNIT_TOKENS
         if after >= 0:
             assert ids[after][: len(ids[i])] == ids[i]
-    prefixes = {tuple(one[:3]) for one in ids[: drawn.n_free]}
+    prefixes = {tuple(one[:3]) for one in ids[: drawn.n_stream]}
     assert len(prefixes) == 2
-    rest = [one for i in range(drawn.n_free) for one in ids[i][3:]]
+    rest = [one for i in range(drawn.n_stream) for one in ids[i][3:]]
     assert len(set(rest)) == len(rest)
 
 
@@ -208,8 +206,9 @@ def test_a_repeated_trace_shares_nothing_with_itself():
         np.array([4, 5, 4]),
     )  # fmt: skip
     drawn = draw_requests(Traffic(Arrivals("trace", None, None, 5, 0), trace, None, None), 0)
-    assert drawn.blocks.start.tolist() == [0, 2, 3, 5, 6, 8]
-    assert drawn.blocks.id.tolist() == [4, 5, 4, 10, 11, 10, 16, 17]
+    assert drawn.n_hash.tolist() == [2, 1, 2, 1, 2]
+    assert drawn.hash_ids.tolist() == [0, 1, 0, 2, 3, 2, 4, 5]
+    assert drawn.unit_tokens == 64
 
 
 BAD = {
