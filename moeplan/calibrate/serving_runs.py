@@ -18,6 +18,7 @@ from moeplan.files.engine_defaults import ENGINE_FIELDS, default_engine
 from moeplan.files.hardware_catalog import load_hardware
 from moeplan.files.measured_runs import text_of
 from moeplan.files.model_catalog import load_model
+from moeplan.files.model_data import default_routing
 from moeplan.planner.serving import latency_interval, rate_interval, tables_at_ends, tier_of
 from moeplan.provenance import Tier
 from moeplan.simulate.deployment import Deployment
@@ -25,7 +26,7 @@ from moeplan.spec.layout import ServingLayout
 from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.plan import Q
 from moeplan.spec.precision import FORMATS, Precision
-from moeplan.spec.scenario import RoutingAssumption, Serving
+from moeplan.spec.scenario import Serving
 from moeplan.spec.uncertainty import ModelError
 from moeplan.spec.workload import Arrivals, Engine, LengthDistribution, Slo, Traffic
 
@@ -40,7 +41,6 @@ REQUESTS_PER_USER = 10
 # SGLang 0.5.1, which lets prompts go first and so keeps users together, do show it, and are left as stated.
 NOMINAL_RATIO = 0.95
 OFFLINE_ROUNDS, OFFLINE_MOST = 4, 3000  # an offline run is this many full batches, at most so many requests
-ROUTING = RoutingAssumption(0.3, "default, an estimate")
 
 _PRECISION = {"fp4": "nvfp4", "fp16": "bf16"}  # names of the table that are not formats
 _PARTS = ("experts", "attention", "dense")
@@ -150,7 +150,9 @@ def deployment_of(row: Row) -> Deployment:
     """The deployment a row describes. Raises InputError for unknown names, ValueError for a contradictory row."""
     model, hardware = _model(text_of(row, "model")), _hardware(text_of(row, "hardware"))
     layout = _layout(row)
-    engine = default_engine(text_of(row, "engine").split()[0], hardware.device, layout.tp)
+    engine = default_engine(
+        text_of(row, "engine").split()[0], hardware.device, layout.tp, text_of(row, "engine_version")
+    )
     traffic = _traffic(row, engine)
     most_users = traffic.arrivals.n_users or 0
     most = max(engine.max_num_seqs, most_users)
@@ -159,13 +161,13 @@ def deployment_of(row: Row) -> Deployment:
     longest_prompt = _longest(traffic.input_tokens)
     longest = longest_prompt + _longest(traffic.output_tokens)
     settings = published_settings(row)
-    kv = settings.pop("kv_cache", None)
+    kv, weights = settings.pop("kv_cache", None), settings.pop("weights", None)
     settings.pop("requests_per_user", None)
     engine = replace(engine, max_num_seqs=most, **{ENGINE_FIELDS[key]: value for key, value in settings.items()})
     # Without chunks an iteration must hold a prompt beside all decoding sequences: operators size it so (InferenceX).
     whole = 0 if engine.chunked_prefill else -(-(longest_prompt + most_users + 64) // 64) * 64
     engine = replace(engine, max_num_batched_tokens=max(engine.max_num_batched_tokens, most, whole))
-    precision = _precision(row, model, engine)
+    precision = _precision({**row, "weight_precision": weights} if weights else row, model, engine)
     serving = Serving(
         layout,
         precision if kv is None else replace(precision, kv_cache=kv),
@@ -174,7 +176,7 @@ def deployment_of(row: Row) -> Deployment:
         Slo(None, None, None, 90.0),
         max(model.max_context_tokens, longest),
     )
-    stated = Deployment(model, hardware, serving, ROUTING, 0)
+    stated = Deployment(model, hardware, serving, default_routing(model), 0)
     if "enable_attention_dp" in text_of(row, "notes") and model.moe_blocks and layout.dp == 1:
         # The source's recipe for MoE models: "TPn" is n attention ranks. Where that does not fit, it was not what ran.
         ranks = replace(layout, tp=1, dp=layout.tp, ep=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,8 @@ from moeplan.units import Dimension
 _QUANTITIES: dict[str, Dimension] = {
     "reserve": "bytes",
     "step_overhead": "duration",
+    "host_step": "duration",
+    "host_sequence": "duration",
     "request_overhead": "duration",
     "front_request": "duration",
     "front_token": "duration",
@@ -35,6 +38,8 @@ ENGINE_FIELDS = {
     "memory_utilization": "memory_utilization_frac",
     "reserve": "reserve_bytes",
     "step_overhead": "step_overhead_s",
+    "host_step": "host_step_s",
+    "host_sequence": "host_sequence_s",
     "request_overhead": "request_overhead_s",
     "front_request": "front_request_s",
     "front_token": "front_token_s",
@@ -63,21 +68,26 @@ class Default:
     source: str
 
 
-def engine_defaults(engine: str, device: Device, tp: int) -> dict[str, Default]:
-    """Defaults of ``engine`` ("vllm", ...) on ``device`` with tensor parallelism ``tp``, by the key of the scenario."""
+def engine_defaults(engine: str, device: Device, tp: int, version: str = "") -> dict[str, Default]:
+    """Defaults of ``engine`` ("vllm", ...) on ``device`` with tensor parallelism ``tp``, by the key of the scenario.
+
+    version: of the engine ("0.12.0"); empty or without a number: the newest described.
+    """
     path = _path(engine)
     return {
         key: Default(
-            in_si(key, _chosen(entry, device, tp)), path.name, f"{entry['source']} ({entry['kind']}, {entry['date']})"
+            in_si(key, _chosen(entry, device, tp, version)),
+            path.name,
+            f"{entry['source']} ({entry['kind']}, {entry['date']})",
         )
         for key, entry in _table(path).items()
     }
 
 
-def default_engine(engine: str, device: Device, tp: int) -> Engine:
+def default_engine(engine: str, device: Device, tp: int, version: str = "") -> Engine:
     """``engine`` with nothing changed by the user."""
     values: dict[str, Any] = {
-        ENGINE_FIELDS[key]: default.value for key, default in engine_defaults(engine, device, tp).items()
+        ENGINE_FIELDS[key]: default.value for key, default in engine_defaults(engine, device, tp, version).items()
     }
     values.update(_kernels(_path(engine)))
     return Engine(name=engine, **values)
@@ -100,13 +110,20 @@ def _table(path: Path) -> Mapping[str, Mapping[str, Any]]:
     return values
 
 
-def _chosen(entry: Mapping[str, Any], device: Device, tp: int) -> Any:
+def _version(text: str) -> tuple[int, ...]:
+    """(0, 12) of "0.12.0rc1"; infinitely new where no number is stated."""
+    found = re.match(r"v?(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else (10**6,)
+
+
+def _chosen(entry: Mapping[str, Any], device: Device, tp: int, version: str) -> Any:
     for variant in entry.get("variants", ()):
         when = variant["when"]
         if (
             device.memory_bytes >= units.parse(when.get("memory_at_least", "0 B"), "bytes")
             and device.architecture != when.get("not_architecture")
             and tp >= when.get("tp_at_least", 1)
+            and ("version_below" not in when or _version(version) < _version(when["version_below"]))
         ):
             return variant["value"]
     return entry["value"]

@@ -45,6 +45,13 @@ class EngineFile(Section):
     step_overhead: DurationOrZero | None = Field(
         default=None, description="Host time per iteration that the GPU waits for."
     )
+    host_step: DurationOrZero | None = Field(
+        default=None,
+        description="Host work of an iteration: beside the GPU with async_scheduling, else between iterations.",
+    )
+    host_sequence: DurationOrZero | None = Field(
+        default=None, description="More of it for each sequence that gets a token."
+    )
     request_overhead: DurationOrZero | None = Field(
         default=None, description="Time per request on its way to the scheduler that others do not share."
     )

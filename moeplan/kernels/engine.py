@@ -26,6 +26,7 @@ from moeplan.kernels.engine_iteration import (
     fits,
     reserve_frac,
     unbalanced,
+    wall_time_s,
 )
 from moeplan.kernels.engine_state import (
     COMPLETED,
@@ -130,9 +131,7 @@ def _decode_run(table, limits, ranks, seats, pool, replica, steps, limit_s):
             fraction = (context - ranks[rank].low_tokens) / (ranks[rank].high_tokens - ranks[rank].low_tokens)
             gpu_s = ranks[rank].linear_s + (low_s + max(fraction, 0.0) * (ranks[rank].high_s - low_s))
             gpu_s += ranks[rank].head_s
-            if n > table.graph_max_tokens:
-                gpu_s = max(gpu_s, table.eager_time_s)
-            step_s = max(step_s, gpu_s + table.step_overhead_s)
+            step_s = max(step_s, wall_time_s(table, gpu_s, n, n))
         for rank in range(first, last):
             ranks[rank].free_blocks -= seats.block_residue[rank, ranks[rank].iteration % limits.block_tokens]
             ranks[rank].context_sum += ranks[rank].n_decoding

@@ -259,9 +259,16 @@ def _iteration_time_s(table, n_tokens, n_rows, attention_s):
     gpu_s = interpolate(table.token_grid, table.linear_time_s, float(n_tokens)) + attention_s
     if n_rows > 0:
         gpu_s += interpolate(table.head_rows_grid, table.head_time_s, float(n_rows))
+    return wall_time_s(table, gpu_s, n_tokens, n_rows)
+
+
+@njit
+def wall_time_s(table, gpu_s, n_tokens, n_rows):
+    """The device's time, or the host's where that is longer, and what neither hides."""
+    host_s = table.host_step_s + n_rows * table.host_row_s
     if n_tokens > table.graph_max_tokens:
-        gpu_s = max(gpu_s, table.eager_time_s)
-    return gpu_s + table.step_overhead_s
+        host_s += table.eager_time_s
+    return max(gpu_s, host_s) + table.step_overhead_s
 
 
 @njit

@@ -103,6 +103,8 @@ class Table(NamedTuple):
     step_overhead_s: float
     eager_time_s: float
     graph_max_tokens: float
+    host_step_s: float
+    host_row_s: float
 
 
 class Limits(NamedTuple):

@@ -64,5 +64,7 @@ def scaled_table(table: StepTable, factor: float) -> StepTable:
         head_time_s=table.head_time_s * factor,
         step_overhead_s=table.step_overhead_s * factor,
         eager_time_s=table.eager_time_s * factor,
+        host_step_s=table.host_step_s * factor,
+        host_row_s=table.host_row_s * factor,
         parts={name: part * factor for name, part in table.parts.items()},
     )

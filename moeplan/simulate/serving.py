@@ -212,19 +212,17 @@ class _Run:
         return log
 
 
+_SCALARS = ("step_overhead_s", "eager_time_s", "graph_max_tokens", "host_step_s", "host_row_s")
+
+
 def kernel_table(table: StepTable) -> kernel.Table:
     """Own, writable, contiguous copies: the kernel is compiled for exactly that."""
     arrays = {
         name: np.array(getattr(table, name), dtype=np.float64, order="C")
         for name in kernel.Table._fields
-        if name not in ("step_overhead_s", "eager_time_s", "graph_max_tokens")
+        if name not in _SCALARS
     }
-    return kernel.Table(
-        **arrays,
-        step_overhead_s=float(table.step_overhead_s),
-        eager_time_s=float(table.eager_time_s),
-        graph_max_tokens=float(table.graph_max_tokens),
-    )
+    return kernel.Table(**arrays, **{name: float(getattr(table, name)) for name in _SCALARS})
 
 
 def _request_state(requests: Requests) -> npt.NDArray[np.void]:

@@ -24,6 +24,7 @@ class SoftmaxAttention:
     gated: bool = False  # output gate: a second query-sized projection
     sparse_top_k_tokens: int | None = None  # block/token-sparse softmax attention: keys attended at most
     index_head_dim: int = 0  # size of the key that the selection of blocks adds to the cache
+    qk_norm: bool = False  # queries and keys are normalised before the rotary embedding
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,10 @@ class Engine:
     cuda_graph_max_tokens: int
     eager_layer_s: float = 0.0  # host time per layer of an iteration outside captured graphs
     eager_experts_s: float = 0.0  # more for a layer with routed experts
+    # Host work of an iteration (scheduling, inputs, sampled tokens) and more for each of its sequences: beside the
+    # device under asynchronous scheduling, else between iterations.
+    host_step_s: float = 0.0
+    host_sequence_s: float = 0.0
     front_request_s: float = 0.0  # work of the one front end of a replica for a request (HTTP, tokenising) ...
     front_token_s: float = 0.0  # ... and for a token streamed to its user
     async_scheduling: bool = False  # an iteration is composed while the one before it runs

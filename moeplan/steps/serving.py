@@ -162,6 +162,12 @@ class ServingStep:
             projections = tuple(p for p in projections if p.name != "kv_up")
         position = self._position_bytes(block)
         elementwise = self._norm_s(n_tokens) + (self.ops.elementwise_s(n_tokens * position) if position else 0.0)
+        if isinstance(block, SoftmaxAttention) and block.qk_norm:
+            for heads in (split(block.n_heads, self.layout.tp), kv_heads_per_gpu(block, self.layout.tp)):
+                # Slices of one product: copied out, then normalised, each reading and writing them.
+                elementwise = elementwise + 2 * self.ops.elementwise_s(
+                    n_tokens * 2 * ACTIVATION_BYTES * heads * block.head_dim
+                )
         return {
             "projections": self.ops.projections_s(n_tokens, projections, self.precision.attention),
             "elementwise": elementwise,
@@ -311,10 +317,14 @@ def step_parts_s(step: ServingStep, iteration: Iteration) -> dict[str, float]:
     parts["attention"] = attention
     rows = iteration.decode_batch + len(iteration.prompts) if iteration.head_rows is None else iteration.head_rows
     parts["head"] = float(step.head_s(np.asarray(float(rows)))) if rows else 0.0
-    parts["overhead"] = step.engine.step_overhead_s
     graph_max = step.engine.cuda_graph_max_tokens if step.engine.cuda_graphs else 0
-    if iteration.n_tokens > graph_max:
-        parts["eager_launch"] = max(0.0, step.eager_floor_s - (sum(parts.values()) - parts["overhead"]))
+    launch_s = step.eager_floor_s if iteration.n_tokens > graph_max else 0.0
+    host_s = step.engine.host_step_s + rows * step.engine.host_sequence_s
+    device_s = sum(parts.values())
+    hidden_s = host_s if step.engine.async_scheduling else 0.0
+    parts["overhead"] = step.engine.step_overhead_s + (host_s - hidden_s)
+    if (waits_s := launch_s + hidden_s - device_s) > 0.0:
+        parts["host"] = waits_s
     return parts
 
 
@@ -341,6 +351,7 @@ def compile_step_table(
     query = _grid(1, most_tokens if engine.chunked_prefill else max(most_tokens, model.max_context_tokens), 4)
     cached = np.concatenate([[0.0], _grid(64, max(model.max_context_tokens, 128), 1, corners)])
     rows = _grid(1, max(engine.max_num_seqs, 2), 2)
+    hides_host = engine.async_scheduling
     return StepTable(
         token_grid=tokens,
         linear_time_s=_total_s(parts),
@@ -351,9 +362,11 @@ def compile_step_table(
         prefill_context_grid=cached,
         prefill_attention_time_s=step.prefill_mixers_s(query[:, None], cached[None, :]),
         head_rows_grid=rows,
-        head_time_s=step.head_s(rows),
-        step_overhead_s=engine.step_overhead_s,
+        head_time_s=step.head_s(rows) + (0.0 if hides_host else rows * engine.host_sequence_s),
+        step_overhead_s=engine.step_overhead_s + (0.0 if hides_host else engine.host_step_s),
         eager_time_s=step.eager_floor_s,
+        host_step_s=engine.host_step_s if hides_host else 0.0,
+        host_row_s=engine.host_sequence_s if hides_host else 0.0,
         graph_max_tokens=engine.cuda_graph_max_tokens if engine.cuda_graphs else 0,
         pp=layout.pp,
         parts=parts,

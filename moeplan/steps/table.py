@@ -18,10 +18,11 @@ class StepTable:
     """Seconds of one forward pass over all layers on the slowest GPU (docs/decisions/0001).
 
     An iteration takes ``linear(tokens) + decode_attention(batch, mean context) + head(rows)`` plus the sum over its
-    prompts of ``prefill_attention(query, cached)``, at least ``eager_time_s`` when it has more than
-    ``graph_max_tokens`` tokens, plus ``step_overhead_s``. Below a grid its first value holds, above it the last
-    slope. Tokens, batch and rows are those of ONE attention data-parallel rank and, under pipeline parallelism, of
-    one micro-batch; the table assumes the other ranks hold as many.
+    prompts of ``prefill_attention(query, cached)``; at least what the host needs meanwhile, ``host_step_s`` plus
+    ``host_row_s`` a row, plus ``eager_time_s`` when it has more than ``graph_max_tokens`` tokens; plus
+    ``step_overhead_s``. Below a grid its first value holds, above it the last slope. Tokens, batch and rows are those
+    of ONE attention data-parallel rank and, under pipeline parallelism, of one micro-batch; the table assumes the other
+    ranks hold as many.
 
     Grids increase strictly and have at least two points. Raises ValueError when a grid or a time is unusable.
     """
@@ -40,6 +41,8 @@ class StepTable:
     eager_time_s: float
     graph_max_tokens: int
     pp: int
+    host_step_s: float = 0.0
+    host_row_s: float = 0.0
     parts: Mapping[str, Array] = field(default_factory=dict)  # breakdown of linear_time_s, each (G,)
 
     def __post_init__(self) -> None:
@@ -60,7 +63,7 @@ class StepTable:
                 raise ValueError(f"{name}: shape {time_s.shape}, expected {shape}")
             if not np.all((time_s >= 0.0) & (time_s <= _MAX_TIME_S)):
                 raise ValueError(f"{name}: times must be between 0 and {_MAX_TIME_S:.0e} s")
-        for name in ("step_overhead_s", "eager_time_s"):
+        for name in ("step_overhead_s", "eager_time_s", "host_step_s", "host_row_s"):
             if not 0.0 <= getattr(self, name) <= _MAX_TIME_S:
                 raise ValueError(f"{name}: must be between 0 and {_MAX_TIME_S:.0e} s (got {getattr(self, name)})")
         if self.pp < 1:

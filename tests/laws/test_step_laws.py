@@ -108,9 +108,36 @@ def test_skew_touches_fewer_experts_and_loads_one_more():
 
 def test_eager_floor_applies_above_the_graphs_only():
     step = step_of(model(), cuda_graph_max_tokens=64, eager_layer_s=0.1)
-    assert "eager_launch" not in step_parts_s(step, Iteration(64, 100.0))
+    assert "host" not in step_parts_s(step, Iteration(64, 100.0))
     parts = step_parts_s(step, Iteration(65, 100.0))
     assert sum(parts.values()) - parts["overhead"] == pytest.approx(0.1 * step.model.n_layers)
+
+
+@pytest.mark.parametrize("hides", [True, False])
+def test_host_work_adds_or_hides(hides):
+    """Between iterations it adds up; beside the device only what is longer shows. Table and parts agree."""
+    quick = step_of(model(), async_scheduling=hides, host_step_s=1e-5, host_sequence_s=1e-7)
+    slow = step_of(model(), async_scheduling=hides, host_step_s=0.1, host_sequence_s=1e-3)
+    bare = sum(step_parts_s(step_of(model()), Iteration(32, 100.0)).values())
+    assert sum(step_parts_s(quick, Iteration(32, 100.0)).values()) == pytest.approx(
+        bare if hides else bare + 1e-5 + 32e-7
+    )
+    overhead_s = slow.engine.step_overhead_s
+    assert sum(step_parts_s(slow, Iteration(32, 100.0)).values()) == pytest.approx(
+        overhead_s + 0.132 if hides else bare + 0.132
+    )
+    table = compile_step_table(slow.model, H100, slow.layout, BF16, slow.engine, UNIFORM)
+    assert (table.host_step_s, table.host_row_s) == ((0.1, 1e-3) if hides else (0.0, 0.0))
+
+
+def test_normalised_heads_cost_four_kernels_a_layer():
+    """Copies and norms of queries and keys."""
+    plain, normed = (step_of(model(replace(attention(), qk_norm=norm))) for norm in (False, True))
+    more = (
+        step_parts_s(normed, Iteration(1, 1.0))["elementwise"] - step_parts_s(plain, Iteration(1, 1.0))["elementwise"]
+    )
+    launch_s = normed.ops.parameters("elementwise", "bf16")["launch_s"]
+    assert more == pytest.approx(4 * normed.model.n_layers * launch_s, rel=0.02)
 
 
 def test_compiling_is_quick():

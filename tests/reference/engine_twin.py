@@ -363,6 +363,7 @@ class Twin:
         time_s = interpolate(table.token_grid, table.linear_time_s, n_tokens) + attention_s
         if rows:
             time_s += interpolate(table.head_rows_grid, table.head_time_s, rows)
+        host_s = table.host_step_s + rows * table.host_row_s
         if n_tokens > table.graph_max_tokens:
-            time_s = max(time_s, table.eager_time_s)
-        return time_s + table.step_overhead_s
+            host_s += table.eager_time_s
+        return max(time_s, host_s) + table.step_overhead_s

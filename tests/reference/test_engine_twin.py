@@ -41,6 +41,8 @@ def tables(draw):
         step_overhead_s=draw(st.sampled_from([0.0, 3e-4])),
         eager_time_s=draw(st.sampled_from([0.0, 5e-3])),
         graph_max_tokens=draw(st.sampled_from([6, 1000])),
+        host_step_s=draw(st.sampled_from([0.0, 2e-3])),
+        host_row_s=draw(st.sampled_from([0.0, 4e-4])),
         pp=1,
     )
 
@@ -80,7 +82,9 @@ def cases(draw):
     arrival_s = np.full(n, np.nan) if closed else np.cumsum(gaps_s)
     pause_s = np.array(draw(st.lists(st.sampled_from([0.0, 0.0, 2.3e-2]), min_size=n, max_size=n)))
     n_users = draw(st.integers(1, 6)) * closed
-    requests = Requests(arrival_s, np.array(draw(lengths)), np.array(draw(lengths)), n_users, pause_s)
+    none, forever = np.zeros(n, np.int64), np.full(n, np.inf)
+    prompts, answers = np.array(draw(lengths)), np.array(draw(lengths))
+    requests = Requests(arrival_s, prompts, answers, n_users, pause_s, none, none, forever, none - 1, n, None)
     return draw(tables()), limits, draw(st.integers(1, 3)), requests
 
 

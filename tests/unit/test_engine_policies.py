@@ -138,3 +138,11 @@ def test_presets_have_the_policies_of_their_engines():
     assert vllm.output_reserve_frac == 0.0
     assert (sglang.output_reserve_frac, sglang.output_reserve_end_frac) == (0.7, 0.098)
     assert (trtllm.output_reserve_frac, trtllm.output_reserve_end_frac, trtllm.chunked_prefill) == (1.0, 1.0, False)
+
+
+def test_an_old_version_has_its_own_defaults():
+    """vLLM schedules beside the GPU since 0.14; a version without a number is the newest."""
+    device = load_hardware("h100-sxm").device
+    asked = {version: default_engine("vllm", device, 4, version).async_scheduling for version in
+             ("0.12.0", "v0.13.0rc1", "0.14.0", "1.0", "", "nightly")}  # fmt: skip
+    assert asked == {"0.12.0": False, "v0.13.0rc1": False, "0.14.0": True, "1.0": True, "": True, "nightly": True}

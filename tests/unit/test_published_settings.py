@@ -42,7 +42,7 @@ def test_numbers_are_compared(tp, waits):
 
 
 def test_every_setting_has_a_source_and_a_meaning():
-    known = set(ENGINE_FIELDS) | {"kv_cache", "requests_per_user"}
+    known = set(ENGINE_FIELDS) | {"kv_cache", "weights", "requests_per_user"}
     for benchmark in _benchmarks():
         for entry in benchmark["settings"]:
             assert entry["source"]

@@ -53,6 +53,7 @@ def softmax_attention(
     return SoftmaxAttention(
         n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, v_head_dim=v_dim, n_params=n_params,
         pattern=pattern, window_tokens=window_tokens, gated=gated, sparse_top_k_tokens=sparse_top_k_tokens,
+        qk_norm=qk_norm != "none",
     )  # fmt: skip
 
 
