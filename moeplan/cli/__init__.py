@@ -16,6 +16,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("moeplan.cli.init", "Write a commented starter scenario."),
     "check": ("moeplan.cli.check", "Read and resolve a scenario; report every problem at once."),
     "simulate": ("moeplan.cli.simulate", "Turn one scenario into one plan: speed, latency, memory, cost, verdict."),
+    "sweep": ("moeplan.cli.sweep", "Plan a scenario at many values, on local processes or a Dask cluster."),
     "routing": ("moeplan.cli.routing", "Route tokens only: expert load, imbalance, drops, traffic, placement."),
     "accuracy": ("moeplan.cli.accuracy", "Predict measured runs and report errors and interval coverage."),
     "calibrate": ("moeplan.cli.calibrate", "Fit efficiency parameters to measured runs; writes a new fitted file."),

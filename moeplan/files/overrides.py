@@ -18,7 +18,11 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> Node:
 
     Raises InputError for unreadable files, a cycle or an escape of ``extends``, and malformed overrides.
     """
-    tree = _extended(path, path.resolve().parent, ())
+    return overridden(_extended(path, path.resolve().parent, ()), overrides)
+
+
+def overridden(tree: Node, overrides: Sequence[str]) -> Node:
+    """``tree`` with ``PATH=VALUE`` overrides applied in order. Raises InputError with every malformed one."""
     problems: list[Problem] = []
     for override in overrides:
         try:

@@ -29,6 +29,7 @@ ALLOWED = {
     "numba": {"kernels"},
     "pandas": {"metrics", "files", "calibrate", "planner", "report"},
     "pyarrow": {"files"},
+    "distributed": {"planner"},
     "scipy": {"costs", "steps", "simulate", "calibrate", "planner"},
 }
 MAX_FILE_LINES = 450
