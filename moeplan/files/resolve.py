@@ -22,7 +22,7 @@ from moeplan.files.schema import CompareFile, ScenarioFile
 from moeplan.files.schema_walk import Loc, empty_values, problems_of, written
 from moeplan.files.yaml_tree import Node
 from moeplan.spec.hardware import Hardware
-from moeplan.spec.model import ModelArchitecture
+from moeplan.spec.model import Layer, ModelArchitecture, MoeMlp
 from moeplan.spec.scenario import Comparison, Reference, Scenario, Serving
 
 MAX_ATTEMPTS = 4  # rounds of setting faulty values aside
@@ -47,6 +47,8 @@ def resolve(tree: Node, path: Path, *, arrays: bool = True) -> Scenario:
         raise InputError(rs.problems)
     kind = _kind(rs, file)
     model = _model(rs, file.model, ("model",), "model")
+    if model is not None and file.routing.top_k is not None:
+        model = _with_top_k(rs, model, file.routing.top_k)
     hardware = _hardware(rs, file.hardware, ("hardware",), "hardware")
     if model is None or hardware is None:
         if hardware is not None:
@@ -194,6 +196,28 @@ def _model(rs: Resolving, name: str, loc: Loc, target: str) -> ModelArchitecture
     if model is not None:
         rs.note(target, loc)
     return model
+
+
+def _with_top_k(rs: Resolving, model: ModelArchitecture, top_k: int) -> ModelArchitecture:
+    """``model`` whose tokens go to ``top_k`` experts."""
+    loc: Loc = ("routing", "top_k")
+    rs.note("model.top_k", loc)
+    if not model.is_moe:
+        rs.problem(loc, f"{model.name} is dense: it chooses no experts", top_k)
+    for n in sorted({block.n_experts // block.n_group * block.topk_group for block in model.moe_blocks}):
+        if top_k > n:
+            rs.problem(loc, "more experts than a token can choose from", top_k, f"1 to {n}")
+
+    def changed(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        return tuple(
+            replace(layer, blocks=tuple(replace(b, top_k=top_k) if isinstance(b, MoeMlp) else b for b in layer.blocks))
+            for layer in layers
+        )
+
+    note = f"experts per token: {top_k}, by the scenario"
+    return replace(
+        model, layers=changed(model.layers), mtp_layers=changed(model.mtp_layers), notes=(*model.notes, note)
+    )
 
 
 def _hardware(rs: Resolving, name: str, loc: Loc, target: str) -> Hardware | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from math import gcd
+from pathlib import Path
 
+from moeplan.errors import Problem
 from moeplan.files.resolving import Resolving
 from moeplan.files.schema_walk import Loc
+from moeplan.files.yaml_tree import Mark, Node
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import ServingLayout
 from moeplan.spec.model import (
@@ -31,6 +34,28 @@ def check_serving_layout(
     if model.is_moe and (layout.tp * layout.dp) % layout.ep == 0:
         _check_expert_tp(rs, (*loc, "tp"), layout.expert_tp, model)
     _check_gpus(rs, loc, layout.n_gpus, layout.n_gpus_per_replica, hardware, gpus)
+
+
+def serving_layout_problems(
+    layout: ServingLayout, model: ModelArchitecture, hardware: Hardware, gpus: int | None = None
+) -> tuple[Problem, ...]:
+    """What `check_serving_layout` finds, for a layout that no file states."""
+    rs = _nowhere()
+    check_serving_layout(rs, ("serving", "layout"), layout, model, hardware, gpus)
+    return tuple(rs.problems)
+
+
+def training_problems(
+    training: Training, model: ModelArchitecture, hardware: Hardware, gpus: int | None = None
+) -> tuple[Problem, ...]:
+    """What `check_training` finds, for a training run that no file states."""
+    rs = _nowhere()
+    check_training(rs, training, model, hardware, gpus)
+    return tuple(rs.problems)
+
+
+def _nowhere() -> Resolving:
+    return Resolving(Node({}, Mark("", None, None)), Path())
 
 
 def check_training(

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from moeplan import units
 from moeplan.files.schema_routing import RoutingFile
+from moeplan.files.schema_search import OptimizeFile, VariantFile
 from moeplan.files.schema_serving import PrecisionFile, ServingFile, ServingLayoutFile
 from moeplan.files.schema_training import TrainingFile
 from moeplan.files.schema_types import (
@@ -162,6 +163,10 @@ class ScenarioFile(Section):
     costs: CostsFile = Field(default=CostsFile(), description="Other costs.")
     lifecycle: LifecycleFile | None = Field(default=None, description="Train, then serve.")
     compare_with: CompareFile | None = Field(default=None, description="A second model at equal quality.")
+    optimize: OptimizeFile = Field(default=OptimizeFile(), description="What `moeplan optimize` may choose.")
+    variants: list[VariantFile] = Field(
+        default_factory=list, max_length=100, description="Ways to do the same work that `moeplan compare` ranks."
+    )
     references: list[ReferenceFile] = Field(default_factory=list, max_length=100, description="Published figures.")
     exchange_rates: dict[str, ExchangeRate] = Field(
         default_factory=dict, description="Value of one unit of another currency, for example {EUR: 1.08 USD}."

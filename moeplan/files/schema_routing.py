@@ -86,6 +86,10 @@ class RoutingFile(Section):
         "number of tokens (arXiv:2202.09368); hash: by token id, popularity is then that of the vocabulary "
         "(arXiv:2106.04426).",
     )
+    top_k: Count | None = Field(
+        default=None,
+        description="Experts per token instead of the model's own: another quality, which is yours to judge.",
+    )
     capacity_factor: Annotated[float, quantity("count", least=1.0, most=1000.0)] | None = Field(
         default=None,
         description="Most tokens an expert takes of one GPU's, over its even share; the rest is dropped. "

@@ -63,9 +63,12 @@ def place_of(tree: Node, loc: Loc) -> Mark:
     return tree.mark_of(loc, key=is_collection and bool(loc) and isinstance(loc[-1], str))
 
 
-def problems_of(error: ValidationError, tree: Node) -> list[Problem]:
-    """One located problem for each complaint of the schema."""
-    return [_problem(item["type"], item["loc"], item["msg"], item.get("ctx") or {}, tree) for item in error.errors()]
+def problems_of(error: ValidationError, tree: Node, under: Loc = ()) -> list[Problem]:
+    """One located problem for each complaint of the schema about the section at ``under`` of ``tree``."""
+    return [
+        _problem(item["type"], (*under, *item["loc"]), item["msg"], item.get("ctx") or {}, tree)
+        for item in error.errors()
+    ]
 
 
 def _problem(kind: str, loc: Loc, message: str, ctx: dict[str, Any], tree: Node) -> Problem:
@@ -86,6 +89,8 @@ def _problem(kind: str, loc: Loc, message: str, ctx: dict[str, Any], tree: Node)
         what, allowed = "expected a mapping of keys to values", ", ".join(section.model_fields) if section else ""
     elif kind == "list_type":
         what = "expected a list"
+    elif kind == "too_short":
+        what = "an empty list leaves nothing to choose"
     existing = written(tree, loc)
     node = tree
     for part in existing:

@@ -1,7 +1,7 @@
 """Results of a sweep on disk: a journal that survives a kill at any moment, and the table made from it.
 
-The journal is lines of JSON: a header that says which sweep it is, then a line for each finished point, each on the disk
-before the next is reported. A line cut short by a kill or a full disk is dropped when the journal is opened again.
+The journal is lines of JSON: a header that says which sweep it is, then a line for each finished point, each on the
+disk before the next is reported. A line cut short by a kill or a full disk is dropped when the journal is opened again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moeplan.errors import input_error
+from moeplan.errors import InputError, input_error
 from moeplan.files.plan_row import Cell
 from moeplan.files.write import write_bytes
 
@@ -52,13 +52,18 @@ class Journal:
         if out.exists() and not self.path.exists():
             raise input_error(out, "exists and has no journal of a sweep beside it", hint="name another file")
         try:
-            self._file = open(self.path, "a+b")  # noqa: SIM115: lives as long as the sweep
+            self._file = self.path.open("a+b", buffering=0)
         except OSError as error:
             raise input_error(self.path, "cannot be written", got=error.strerror) from error
-        self._lock()
-        self.points = self._read(sweep)
-        if self._file.tell() == 0:
-            self._append({"moeplan sweep": 1, **sweep})
+        self.points: dict[int, SweepPoint] = {}
+        try:
+            self._lock()
+            self.points = self._read(sweep)
+            if self._file.seek(0, os.SEEK_END) == 0:
+                self._append({"moeplan sweep": 1, **sweep})
+        except InputError:
+            self._file.close()
+            raise
 
     def add(self, point: SweepPoint) -> None:
         """Put a finished point on the disk. Raises InputError when that fails; the points before are kept."""
@@ -76,7 +81,6 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._file.close()
             raise input_error(self.path, "another process is writing this sweep") from error
 
     def _read(self, sweep: Mapping[str, Any]) -> dict[int, SweepPoint]:
@@ -86,7 +90,6 @@ class Journal:
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             self._file.truncate(len(whole))
-        self._file.seek(0, os.SEEK_END)
         lines = whole.splitlines()
         if not lines:
             return {}
@@ -99,29 +102,22 @@ class Journal:
             raise input_error(self.path, "not the journal of a sweep", hint="name another file") from error
         differs = [key for key, value in sweep.items() if header.get(key) != value]
         if differs:
-            named = "; ".join(f"{key} was {header.get(key)}, is {sweep[key]}" for key in differs)
-            what = "results of another sweep"
-            raise input_error(self.path, what, got=named, hint="name another file, or ask the same again")
+            what = f"results of another sweep: it differs in {', '.join(differs)}"
+            raise input_error(self.path, what, hint="name another file, or ask the same again")
         return {point.index: point for point in found if not point.retry}
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        end = self._file.tell()
+        end = self._file.seek(0, os.SEEK_END)
+        left = memoryview(json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n")
         try:
-            self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
+            while left:  # a disk that fills up takes a part first
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._cut(end)
-            n = len(getattr(self, "points", ()))
+            self._file.truncate(end)
             hint = "make room and give the same command again"
-            what = f"cannot be written; the {n} points finished before are kept"
+            what = f"cannot be written; the {len(self.points)} points finished before are kept"
             raise input_error(self.path, what, got=error.strerror, hint=hint) from error
-
-    def _cut(self, end: int) -> None:
-        """Drop what part of a line a full disk took. A new handle: the old one's buffer would be written again."""
-        descriptor = os.open(self.path, os.O_RDWR)
-        os.ftruncate(descriptor, end)
-        os.close(descriptor)
 
 
 def write_table(out: Path, points: Iterable[SweepPoint], varied: Sequence[str]) -> None:
@@ -142,12 +138,10 @@ def table(points: Iterable[SweepPoint], varied: Sequence[str]) -> Any:
     rows = []
     for point in sorted(points, key=lambda p: p.index):
         values = dict(text.partition("=")[::2] for text in point.overrides)
-        rows.append(
-            {"index": point.index}
-            | {f"vary.{path}": values.get(path) for path in varied}
-            | {"error": point.error, "overrides": json.dumps(point.overrides, ensure_ascii=False)}
-            | dict(point.row)
-        )
+        row: dict[str, Cell] = {"index": point.index}
+        row |= {f"vary.{path}": values.get(path) for path in varied}
+        row |= {"error": point.error, "overrides": json.dumps(point.overrides, ensure_ascii=False)}
+        rows.append(row | dict(point.row))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return pd.DataFrame(rows, columns=columns)
 
@@ -157,5 +151,3 @@ def _parquet_engine(out: Path) -> None:
 
     if find_spec("pyarrow") is None:
         raise input_error(out, "Parquet needs pyarrow", hint="pip install 'moeplan[parquet]', or name a .csv file")
-
-

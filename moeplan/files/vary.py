@@ -1,4 +1,4 @@
-"""What a sweep or a sensitivity study varies: ``PATH=A,B,C`` or ``PATH=LOW..HIGH[:N][:log]``, checked before any work."""
+"""What a sweep varies: ``PATH=A,B,C`` or ``PATH=LOW..HIGH[:N][:log]``, checked before any work."""
 
 from __future__ import annotations
 
@@ -166,8 +166,9 @@ def numeric_kind(question: Question, path: str, spec: str = "0") -> type[int] | 
         if field is None:
             if annotation is not None and "exchange_rates" in parts[:depth]:
                 return float
-            hint = did_you_mean(part, section.model_fields)
-            raise InputError([Problem(VARY, None, None, path, "unknown key", part, ", ".join(section.model_fields), hint)])
+            known = list(section.model_fields)
+            hint = did_you_mean(part, known)
+            raise InputError([Problem(VARY, None, None, path, "unknown key", part, ", ".join(known), hint)])
         annotation = field.annotation
         section = section_in(annotation)
         if part == "exchange_rates":

@@ -78,7 +78,7 @@ def sweep(
     seed = question.value("seed")
     points = design_points(factors, design, n_points, seed if isinstance(seed, int) else 0)
     digest = question.sha256()
-    identity = {"question_sha256": digest, "design": design, "vary": list(vary), "n_points": len(points)}
+    identity = {"scenario": digest, "design": design, "vary": list(vary), "n_points": len(points)}
     journal = None if out is None else Journal(Path(out), identity)
     try:
         found = _evaluated(question, factors, points, journal, executor, jobs, scheduler, progress)

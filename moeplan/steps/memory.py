@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
+
 from moeplan.costs.memory import (
     MASTER_BYTES,
     OPTIMIZER_BYTES,
@@ -29,6 +32,8 @@ from moeplan.spec.model import DenseMlp, Layer, ModelArchitecture, MoeMlp
 from moeplan.spec.plan import MemoryResult
 from moeplan.spec.precision import FORMATS, Precision
 from moeplan.spec.workload import Adapter, Engine, TrainingWork
+
+Array = npt.NDArray[np.float64]
 
 # NCCL: 4 MiB per channel and direction (NCCL_BUFFSIZE default, NCCL user guide, environment variables); 24 channels on
 # an NVLink machine are an estimate of what its topology search picks.
@@ -85,32 +90,19 @@ def serving_memory(
     ``mean_context_tokens`` (default: the maximum) sets how much of windowed layers and recurrent states a token of KV
     capacity carries. Raises ValueError when there are more stages than layers.
     """
-    fmt = FORMATS[precision.kv_cache]
     capacity = hardware.device.memory_bytes
     available = capacity * engine.memory_utilization_frac
-    mean_context = max(1.0, min(mean_context_tokens or max_context_tokens, max_context_tokens))
-    worst: tuple[float, int, dict[str, float], float, float] | None = None
-    for stage, layers in enumerate(stages(model, layout.pp)):
-        first, last = stage == 0, stage == layout.pp - 1
-        params = layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.expert_tp)
-        params += vocabulary_params(model, layout.tp, first=first, last=last)
-        if n_redundant_experts and layout.ep > 1:
-            copies = split(n_redundant_experts, layout.ep) / layout.expert_tp
-            moe = (b for layer in layers for b in layer.blocks if isinstance(b, MoeMlp))
-            params += Params(experts=copies * sum(block.n_params_per_expert for block in moe))
-        fixed = {f"weights_{name}": size for name, size in params.stored_bytes(precision).items()}
-        fixed["activations"] = _serving_workspace_bytes(model, layers, layout, engine, last=last)
-        fixed["communication"] = _communication_bytes(model, layout, engine)
+    candidates = []
+    contexts = max_context_tokens, mean_context_tokens
+    for part in _replica_stages(model, layout, precision, engine, *contexts, n_redundant_experts):
+        fixed = dict(part.weights)
+        fixed["activations"] = float(part.workspace_bytes(model, layout, *_limits(engine)))
+        fixed["communication"] = float(_communication_bytes(model, layout, engine.max_num_batched_tokens))
         fixed["runtime_reserve"] = engine.reserve_bytes
-        longest = cache_bytes_per_sequence(layers, _in_blocks(max_context_tokens, engine), fmt, layout.tp)
-        usual = cache_bytes_per_sequence(layers, _in_blocks(mean_context, engine), fmt, layout.tp)
-        need = sum(fixed.values()) + longest
-        if worst is None or need > worst[0]:
-            worst = need, stage, fixed, longest, usual / mean_context
-    if worst is None:
-        raise ValueError(f"{model.name}: no layers")
-    need, stage, fixed, longest, per_token = worst
-    cache = max(longest, available - sum(fixed.values()))
+        candidates.append((sum(fixed.values()) + part.longest_bytes, part, fixed))
+    need, worst, fixed = max(candidates, key=lambda item: item[0])
+    cache = max(worst.longest_bytes, available - sum(fixed.values()))
+    per_token = worst.bytes_per_token
     tokens = max(0.0, available - sum(fixed.values())) / per_token if per_token > 0 else float("inf")
     return MemoryFit(
         need_bytes=need,
@@ -119,8 +111,91 @@ def serving_memory(
         breakdown={**fixed, "kv_cache": cache},
         kv_capacity_tokens=tokens if need <= available else 0.0,
         kv_bytes_per_token=per_token,
-        stage=stage,
+        stage=worst.stage,
     )
+
+
+def serving_memory_by_limits(
+    model: ModelArchitecture,
+    hardware: Hardware,
+    layout: ServingLayout,
+    precision: Precision,
+    engine: Engine,
+    *,
+    max_num_batched_tokens: Array,
+    max_num_seqs: Array,
+    max_context_tokens: int,
+    mean_context_tokens: float,
+    n_redundant_experts: int = 0,
+) -> tuple[Array, Array]:
+    """``need_bytes`` and ``kv_capacity_tokens`` of `serving_memory` for many batch limits at once.
+
+    The limits broadcast; both results have their shape. KV capacity is zero where a replica does not fit.
+    """
+    available = hardware.device.memory_bytes * engine.memory_utilization_frac
+    limits = np.asarray(max_num_batched_tokens, np.float64), np.asarray(max_num_seqs, np.float64)
+    parts = _replica_stages(
+        model, layout, precision, engine, max_context_tokens, mean_context_tokens, n_redundant_experts
+    )
+    shared = _communication_bytes(model, layout, limits[0]) + engine.reserve_bytes
+    shape = np.broadcast(*limits).shape
+    workspaces = [part.workspace_bytes(model, layout, *limits) + shared for part in parts]
+    fixed = np.stack(
+        [sum(p.weights.values()) + np.broadcast_to(w, shape) for p, w in zip(parts, workspaces, strict=True)]
+    )
+    longest = np.array([part.longest_bytes for part in parts]).reshape(-1, *(1,) * len(shape))
+    worst = np.argmax(fixed + longest, axis=0)[None]
+    need = np.take_along_axis(fixed + longest, worst, 0)[0]
+    per_token = np.array([part.bytes_per_token for part in parts])[worst[0]]
+    left = np.maximum(available - np.take_along_axis(fixed, worst, 0)[0], 0.0)
+    tokens = np.divide(left, per_token, out=np.full(shape, np.inf), where=per_token > 0)
+    return need, np.where(need <= available, tokens, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What one pipeline stage of a serving replica holds on a GPU, whatever the batch limits."""
+
+    stage: int
+    layers: tuple[Layer, ...]
+    last: bool
+    weights: Mapping[str, float]
+    longest_bytes: float  # cache of one sequence of the longest context
+    bytes_per_token: float  # of cache, at the mean context
+
+    def workspace_bytes(self, model: ModelArchitecture, layout: ServingLayout, tokens: Array, seqs: Array) -> Array:
+        return _serving_workspace_bytes(model, self.layers, layout, tokens, seqs, last=self.last)
+
+
+def _replica_stages(
+    model: ModelArchitecture,
+    layout: ServingLayout,
+    precision: Precision,
+    engine: Engine,
+    max_context_tokens: int,
+    mean_context_tokens: float | None,
+    n_redundant_experts: int,
+) -> list[_Stage]:
+    fmt = FORMATS[precision.kv_cache]
+    mean_context = max(1.0, min(mean_context_tokens or max_context_tokens, max_context_tokens))
+    found = []
+    for stage, layers in enumerate(stages(model, layout.pp)):
+        first, last = stage == 0, stage == layout.pp - 1
+        params = layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.expert_tp)
+        params += vocabulary_params(model, layout.tp, first=first, last=last)
+        if n_redundant_experts and layout.ep > 1:
+            copies = split(n_redundant_experts, layout.ep) / layout.expert_tp
+            moe = (b for layer in layers for b in layer.blocks if isinstance(b, MoeMlp))
+            params += Params(experts=copies * sum(block.n_params_per_expert for block in moe))
+        weights = {f"weights_{name}": size for name, size in params.stored_bytes(precision).items()}
+        longest = cache_bytes_per_sequence(layers, _in_blocks(max_context_tokens, engine), fmt, layout.tp)
+        usual = cache_bytes_per_sequence(layers, _in_blocks(mean_context, engine), fmt, layout.tp)
+        found.append(_Stage(stage, layers, last, weights, longest, usual / mean_context))
+    return found
+
+
+def _limits(engine: Engine) -> tuple[Array, Array]:
+    return np.asarray(float(engine.max_num_batched_tokens)), np.asarray(float(engine.max_num_seqs))
 
 
 def _in_blocks(tokens: float, engine: Engine) -> float:
@@ -129,32 +204,38 @@ def _in_blocks(tokens: float, engine: Engine) -> float:
 
 
 def _serving_workspace_bytes(
-    model: ModelArchitecture, layers: tuple[Layer, ...], layout: ServingLayout, engine: Engine, *, last: bool
-) -> float:
-    """Largest set of tensors alive at once in an iteration of ``max_num_batched_tokens``: a block's or the head's."""
-    tokens, hidden = float(engine.max_num_batched_tokens), model.hidden_size
-    widest = 0.0
+    model: ModelArchitecture,
+    layers: tuple[Layer, ...],
+    layout: ServingLayout,
+    tokens: Array,
+    seqs: Array,
+    *,
+    last: bool,
+) -> Array:
+    """Largest set of tensors alive at once in an iteration of ``tokens`` for ``seqs``: a block's or the head's."""
+    hidden = model.hidden_size
+    per_token = 0.0
     for block in {block for layer in layers for block in layer.blocks}:
         if isinstance(block, MoeMlp):
             # gate-up outputs and the expert outputs share a buffer; the activation's output has its own
-            copies = tokens * layout.dp * block.top_k
+            copies = layout.dp * block.top_k
             width = block.expert_intermediate_size / layout.expert_tp
             shared_buffer = max((block.n_matrices - 1) * width, block.expert_hidden_size)
-            widest = max(widest, 2.0 * copies * (shared_buffer + width) + 2.0 * tokens * layout.dp * hidden)
+            per_token = max(per_token, 2.0 * copies * (shared_buffer + width) + 2.0 * layout.dp * hidden)
         elif isinstance(block, DenseMlp):
-            widest = max(
-                widest, 2.0 * tokens * sum(p.n for p in dense_shard(block, hidden, layout.tp).projections[:1]) * 1.5
+            per_token = max(
+                per_token, 2.0 * sum(p.n for p in dense_shard(block, hidden, layout.tp).projections[:1]) * 1.5
             )
         else:
-            widest = max(widest, 2.0 * tokens * sum(p.n for p in mixer_shard(block, hidden, layout.tp).projections))
-    sampler = min(engine.max_num_seqs, tokens) * model.vocab_size * LOGIT_BYTES_SERVING if last else 0.0
-    return 2 * 2.0 * tokens * hidden + max(widest, sampler)
+            per_token = max(per_token, 2.0 * sum(p.n for p in mixer_shard(block, hidden, layout.tp).projections))
+    sampler = np.minimum(seqs, tokens) * (model.vocab_size * LOGIT_BYTES_SERVING if last else 0.0)
+    return np.asarray(2 * 2.0 * tokens * hidden + np.maximum(per_token * tokens, sampler))
 
 
-def _communication_bytes(model: ModelArchitecture, layout: ServingLayout, engine: Engine) -> float:
+def _communication_bytes(model: ModelArchitecture, layout: ServingLayout, tokens: npt.ArrayLike) -> Array:
     """NCCL buffers of each group this GPU is in, and the engine's all-reduce and gather buffers."""
     groups = sum(size > 1 for size in (layout.tp, layout.pp, layout.dp, layout.ep))
-    gathered = 2.0 * engine.max_num_batched_tokens * model.hidden_size * layout.dp if layout.dp > 1 else 0.0
+    gathered = 2.0 * np.asarray(tokens, np.float64) * model.hidden_size * (layout.dp if layout.dp > 1 else 0)
     return groups * COMMUNICATOR_BYTES + gathered
 
 
