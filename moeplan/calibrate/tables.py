@@ -16,6 +16,8 @@ from moeplan.spec.hardware import Hardware
 
 # Tables that time whole attention modules; steps are built from their parts, so they have no parameters of their own.
 COMPOSED = ("mla_prefill_module", "mla_decode_module")
+# Tables of `moeplan measure` that describe a machine; no operation takes its parameters from them.
+OBSERVED = ("launch", "gemm_sustained")
 _SAMPLE_ROWS = 500
 
 
@@ -45,7 +47,7 @@ class Cut:
 
 def table_ops() -> tuple[str, ...]:
     """Names a table may have."""
-    return tuple(dict.fromkeys([name for model in OP_MODELS for name in model.tables] + list(COMPOSED)))
+    return tuple(dict.fromkeys([name for model in OP_MODELS for name in model.tables] + [*COMPOSED, *OBSERVED]))
 
 
 def models_of(op: str) -> tuple[OpModel, ...]:
@@ -94,7 +96,11 @@ def cut(table: OpTable, hardware: Hardware, *, held_out_only: bool = False) -> C
         _check_unit(table.file, group, hardware)
     unknown = int((~taken).sum())
     if unknown:
-        why = "a whole module, not one operation" if place.op in COMPOSED else "no model for this type or variant"
+        why = "no model for this type or variant"
+        if place.op in COMPOSED:
+            why = "a whole module, not one operation"
+        elif place.op in OBSERVED:
+            why = "describes the machine, not an operation"
         left_out[why] = left_out.get(why, 0) + unknown
     return Cut(tuple(groups), left_out)
 

@@ -20,6 +20,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "routing": ("moeplan.cli.routing", "Route tokens only: expert load, imbalance, drops, traffic, placement."),
     "accuracy": ("moeplan.cli.accuracy", "Predict measured runs and report errors and interval coverage."),
     "calibrate": ("moeplan.cli.calibrate", "Fit efficiency parameters to measured runs; writes a new fitted file."),
+    "measure": ("moeplan.cli.measure", "Time kernels on this machine's GPU into tables for calibrate."),
     "catalog": ("moeplan.cli.catalog", "Show what is known: hardware, models, prices, runs, with sources."),
     "schema": ("moeplan.cli.schema", "Print the JSON Schema of scenario files, for editors."),
 }

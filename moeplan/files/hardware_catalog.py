@@ -67,6 +67,15 @@ def hardware_names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in data_folder("hardware_profiles").glob("*/profile.yaml")))
 
 
+def hardware_of_gpu(product_name: str) -> str | None:
+    """The shipped profile of the device that the driver calls ``product_name``; None where no profile states it."""
+    wanted = product_name.casefold()
+    loaded = [_shipped(name) for name in hardware_names()]
+    found = [one for one in loaded if wanted in (name.casefold() for name in one.profile.product_names)]
+    # nodes and boxes extend the device's own profile, and inherit its names
+    return min(found, key=lambda one: len(one.files)).name if found else None
+
+
 def load_hardware(name_or_path: str, base_dir: str | Path | None = None, *, fits: bool = True) -> Hardware:
     """Hardware of a shipped name or of a profile file, in SI units; without ``fits`` its efficiency is left empty.
 

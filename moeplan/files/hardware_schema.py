@@ -141,6 +141,7 @@ class Profile(_Strict):
     """A hardware profile after ``extends`` has been followed."""
 
     name: str
+    product_names: list[str] = []  # as the driver calls the device
     vendor: str
     architecture: Literal[ARCHITECTURES]  # type: ignore[valid-type]
     form: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moeplan.calibrate.op_model import OpModel
-from moeplan.calibrate.ops import attention, collectives, gemm, mla, moe
+from moeplan.calibrate.ops import attention, collectives, copies, gemm, mla, moe
 
 OP_MODELS: tuple[OpModel, ...] = (
     gemm.MODEL,
@@ -15,4 +15,6 @@ OP_MODELS: tuple[OpModel, ...] = (
     mla.DECODE,
     mla.ABSORB,
     *collectives.MODELS,
+    copies.MEMORY,
+    copies.HOST,
 )

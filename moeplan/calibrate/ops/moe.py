@@ -38,6 +38,11 @@ def _exponent(distribution: str) -> float | None:
 
 
 def _moe_loads(frame: pd.DataFrame) -> list[RankLoads]:
+    """Loads as the table states them (`moeplan measure` does), else what its ``distribution`` stands for."""
+    if "distinct_experts" in frame and "max_load" in frame:
+        pairs = (frame["num_tokens"] * frame["topk"]).tolist()
+        stated = zip(pairs, frame["distinct_experts"].tolist(), frame["max_load"].tolist(), strict=True)
+        return [RankLoads(*map(float, load)) for load in stated]
     keys = zip(*(frame[c].tolist() for c in ("num_tokens", "topk", "num_experts", "moe_ep_size")), strict=True)
     exponents = {name: _exponent(name) for name in frame["distribution"].unique()}
     return [rank_loads(*key, exponents[d]) for key, d in zip(keys, frame["distribution"], strict=True)]
