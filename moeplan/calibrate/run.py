@@ -117,15 +117,15 @@ def _entry(key: Key, fit: Fit, table: OpTable, origin: str) -> dict[str, Any]:
 def write(found: Calibration, out: Path, today: str) -> list[Path]:
     """Write ``<out>/<device>/fitted/<today>.yaml`` for every device all of whose fits converged.
 
-    Fits of operations this run did not see are carried over from the device's newest file.
+    Fits of operations, engines and formats this run did not see are carried over from the device's newest file.
     """
     written = []
     for device, entries in sorted(found.entries.items()):
         if device in found.failed:
             continue
-        ops = {op for op, _, _ in entries}
         old = newest(out / device)
-        kept = [fit for fit in (read_document(old)["fits"] if old else []) if fit["op"] not in ops]
+        before = read_document(old)["fits"] if old else []
+        kept = [fit for fit in before if (fit["op"], fit["engine"], fit["dtype"]) not in entries]
         path = out / device / "fitted" / f"{today}.yaml"
         document = {
             "fitted_on": today,

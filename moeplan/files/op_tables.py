@@ -60,7 +60,7 @@ def find_tables(
         raise input_error(root, "no tables here", allowed="<hardware>/<op>.<engine>.parquet")
     found, problems = [], []
     for path in paths:
-        file = TableFile(path, path.resolve().parent.name, *_op_and_engine(path))
+        file = TableFile(path, _device(path.resolve()), *_op_and_engine(path))
         if only_hardware and file.hardware not in only_hardware:
             continue
         if file.hardware not in hardware:
@@ -113,6 +113,12 @@ def check_unit(file: TableFile, measured_over_expected: float, latency: str) -> 
     if not 1.0 / 300.0 < measured_over_expected < 300.0:
         what = f"{latency} is {measured_over_expected:.3g} times what the hardware can take: wrong unit?"
         raise InputError([_problem(file.path, what, allowed=f"the unit in the name {latency}")])
+
+
+def _device(path: Path) -> str:
+    """The folder's name; tables kept with a profile lie in <device>/measured/."""
+    folder = path.parent
+    return folder.parent.name if folder.name == "measured" else folder.name
 
 
 def _op_and_engine(path: Path) -> tuple[str, str]:

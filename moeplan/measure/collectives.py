@@ -1,4 +1,7 @@
-"""Collectives over the GPUs of this machine: one process a GPU under NCCL, the slowest rank's time."""
+"""Collectives over the GPUs of this machine: a process a GPU under NCCL, replayed from graphs, the slowest rank's time.
+
+Launched one by one, a small collective takes as long as Python needs to launch it, not what an engine waits for.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from moeplan.measure.plan import Case
-from moeplan.measure.timing import Timing, timing_of
+from moeplan.measure.timing import Timing, elapsed_s, timing_of
 
 _REPEATS = 15
-_CALLS = 10
+_CALLS = 20
 
 
 def measure_world(cases: Sequence[Case], world: int, record: Callable[[Case, Timing], None]) -> None:
@@ -28,7 +31,7 @@ def measure_world(cases: Sequence[Case], world: int, record: Callable[[Case, Tim
     try:
         for case in cases:
             seconds = queue.get(timeout=120.0)
-            record(case, timing_of(seconds, _CALLS, "eager"))
+            record(case, timing_of(seconds, _CALLS, "graph"))
     finally:
         for worker in workers:
             worker.join(timeout=30.0)
@@ -62,16 +65,15 @@ def _slowest_rank_s(call: Callable[[], object]) -> list[float]:
     for _ in range(3):
         call()
     torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's own threads call the driver meanwhile
+        for _ in range(_CALLS):
+            call()
+    graph.replay()
     seconds = []
     for _ in range(_REPEATS):
         dist.barrier()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(_CALLS):
-            call()
-        end.record()
-        end.synchronize()
-        seconds.append(start.elapsed_time(end) * 1e-3)
+        seconds.append(elapsed_s(graph.replay))
     slowest = torch.tensor(seconds, device="cuda", dtype=torch.float64)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
     return [float(s) for s in slowest]

@@ -44,13 +44,13 @@ def time_call(call: Callable[[], object], *, graph: bool = True) -> Timing:
     with torch.cuda.stream(stream):
         for _ in range(3):
             call()
-        once_s = min(_elapsed_s(call) for _ in range(3))
+        once_s = min(elapsed_s(call) for _ in range(3))
         n_calls = int(np.clip(np.ceil(_GRAPH_S / once_s), 1, _MOST_CALLS))
         replay, mode = _replay(call, n_calls, stream, graph)
         replay()
-        first_s = _elapsed_s(replay)
+        first_s = elapsed_s(replay)
         repeats = int(np.clip(_BUDGET_S / first_s, *_REPLAYS))
-        seconds = [_elapsed_s(replay) for _ in range(repeats)]
+        seconds = [elapsed_s(replay) for _ in range(repeats)]
     return timing_of(seconds, n_calls, mode)
 
 
@@ -86,7 +86,8 @@ def _replay(
     return captured.replay, "graph"
 
 
-def _elapsed_s(call: Callable[[], object]) -> float:
+def elapsed_s(call: Callable[[], object]) -> float:
+    """GPU time [s] from before to after the work that ``call`` launches."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     call()

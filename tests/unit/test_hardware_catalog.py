@@ -270,7 +270,7 @@ def test_paths_stay_inside_the_scenarios_folder(tmp_path: Path) -> None:
 
 
 BAD = {
-    "unknown key": ("colour: red", "colour: unknown key", "allowed: name, vendor"),
+    "unknown key": ("colour: red", "colour: unknown key", "allowed: name, product_names"),
     "misspelt key": ("memmory: {}", "memmory: unknown key", "did you mean memory?"),
     "bits for bytes": (
         "memory: {bandwidth: {value: 24 Tb/s, basis: b, kind: datasheet, source: s, date: 2024}}",
