@@ -18,6 +18,7 @@ from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.scenario import Training
 from moeplan.spec.uncertainty import ModelError
 from moeplan.steps.memory import MemoryFit, training_memory
+from moeplan.steps.use import Use, training_use
 from moeplan.steps.training import TrainingStep, training_step
 from moeplan.steps.training_layer import KERNELS
 
@@ -31,6 +32,8 @@ class TrainingOutcome:
     routing: RoutingResult | None
     time_breakdown: Mapping[str, float]
     tier: Tier
+    use: Use | None = None  # of a GPU while it trains
+    model_flop: float = 0.0  # of the run
 
 
 def plan_training(
@@ -57,6 +60,8 @@ def plan_training(
         routing=_routing(model, hardware, training, routing),
         time_breakdown=step.breakdown,
         tier=tier,
+        use=training_use(step, model, hardware, training.layout, training.work),
+        model_flop=step.model_flop / step.n_tokens * training.work.n_tokens,
     )
 
 
