@@ -35,6 +35,7 @@ from moeplan.files.schema_walk import Loc, empty_values, problems_of, written
 from moeplan.files.yaml_tree import Node
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.model import Layer, ModelArchitecture, MoeMlp
+from moeplan.spec.prices import Money
 from moeplan.spec.scenario import Comparison, Demand, Reference, Scenario, Serving, Training
 
 MAX_ATTEMPTS = 4  # rounds of setting faulty values aside
@@ -79,13 +80,9 @@ def _complete(
     path: Path,
     arrays: bool,
 ) -> Scenario:
-    place = file.lifecycle.training if file.lifecycle is not None else None
-    training_hardware = None
-    if place is not None and place.hardware is not None:
-        loc: Loc = ("lifecycle", "training", "hardware")
-        training_hardware = _hardware(rs, place.hardware, loc, "training_hardware")
+    training_hardware, training_money = _training_place(rs, file, hardware, kind)
     trains_on = training_hardware or hardware
-    serving = comparison = training = training_money = None
+    serving = comparison = training = None
     if file.serving is not None:
         serving = resolve_serving(rs, file.serving, model, hardware, arrays=arrays)
         check_serving_layout(rs, ("serving", "layout"), serving.layout, model, hardware, file.gpus)
@@ -95,10 +92,6 @@ def _complete(
     if file.compare_with is not None:
         comparison = _comparison(rs, file.compare_with, file, serving, hardware, trains_on)
     money = resolve_money(rs, file, file.price, ("price",), hardware, kind)
-    found = place is None or place.hardware is None or training_hardware is not None
-    if place is not None and found and (place.price is not None or training_hardware is not None):
-        at: Loc = ("lifecycle", "training", "price")
-        training_money = resolve_money(rs, file, place.price, at, trains_on, kind, "training_money")
     training = with_spot(rs, training, training_money or money, ("training",))
     if comparison is not None:
         route = with_spot(rs, comparison.training, training_money or money, ("compare_with",))
@@ -259,6 +252,24 @@ def _local(rs: Resolving, name: str, loc: Loc, suffixes: tuple[str, ...]) -> str
     if not path.exists():
         raise input_error(name, f"no such {loc[-1]} file")
     return "./" + path.relative_to(rs.folder).as_posix()
+
+
+def _training_place(
+    rs: Resolving, file: ScenarioFile, hardware: Hardware, kind: Kind
+) -> tuple[Hardware | None, Money | None]:
+    """Hardware and money of a lifecycle's training part where they are not those of its service."""
+    place = file.lifecycle.training if file.lifecycle is not None else None
+    if place is None:
+        return None, None
+    own = None
+    if place.hardware is not None:
+        own = _hardware(rs, place.hardware, ("lifecycle", "training", "hardware"), "training_hardware")
+        if own is None:
+            return None, None
+    if place.price is None and own is None:
+        return None, None
+    loc: Loc = ("lifecycle", "training", "price")
+    return own, resolve_money(rs, file, place.price, loc, own or hardware, kind, "training_money")
 
 
 def _lifecycle(rs: Resolving, life: LifecycleFile | None) -> tuple[float | None, Demand | None]:

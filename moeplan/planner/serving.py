@@ -19,9 +19,9 @@ from moeplan.spec.plan import Percentiles, Q, RoutingResult, ServingResult
 from moeplan.spec.scenario import Serving
 from moeplan.spec.uncertainty import ModelError
 from moeplan.steps.memory import MemoryFit
-from moeplan.steps.use import Use, serving_use
 from moeplan.steps.serving import Iteration, step_parts_s
 from moeplan.steps.table import StepTable
+from moeplan.steps.use import Use, serving_use
 
 Say = Callable[[str], None]
 _MOST_FLOOD_REQUESTS = 2**15  # bounds the time of a plan; a batch of thousands still turns over several times

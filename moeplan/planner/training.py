@@ -18,9 +18,9 @@ from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.scenario import Training
 from moeplan.spec.uncertainty import ModelError
 from moeplan.steps.memory import MemoryFit, training_memory
-from moeplan.steps.use import Use, training_use
 from moeplan.steps.training import TrainingStep, training_step
 from moeplan.steps.training_layer import KERNELS
+from moeplan.steps.use import Use, training_use
 
 
 @dataclass(frozen=True, slots=True)
