@@ -13,7 +13,6 @@ from moeplan.errors import InputError
 from moeplan.files.hardware_catalog import load_hardware
 from moeplan.files.measured_runs import text_of
 from moeplan.files.model_catalog import load_model
-from moeplan.files.model_data import default_reliability
 from moeplan.files.models.reader import read_model
 from moeplan.planner.intervals import exact
 from moeplan.planner.training import plan_training
@@ -25,7 +24,7 @@ from moeplan.spec.plan import TrainingResult
 from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.scenario import Training
 from moeplan.spec.uncertainty import ModelError
-from moeplan.spec.workload import Adapter, TrainingWork
+from moeplan.spec.workload import UNINTERRUPTED, Adapter, TrainingWork
 
 Row = Mapping[str, Any]
 
@@ -80,7 +79,7 @@ def training_of(row: Row) -> Training:
         raise ValueError(f"the layout needs {layout.n_gpus} GPUs, not the {int(row['n_gpus'])} stated")
     if (layout.tp * layout.cp * layout.dp) % (layout.ep * layout.etp):
         raise ValueError(f"ep {layout.ep} x etp {layout.etp} does not divide tp x cp x dp of the layout")
-    return Training(layout, work, default_reliability()[0])
+    return Training(layout, work, UNINTERRUPTED)
 
 
 def routing_of(row: Row) -> RoutingAssumption:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from moeplan.costs.model_state import Params
 from moeplan.costs.projections import (
     dense_shard,
     kv_heads_per_gpu,
@@ -30,50 +31,9 @@ from moeplan.spec.model import (
     SoftmaxAttention,
     StateSpace,
 )
-from moeplan.spec.precision import FORMATS, NumberFormat, Precision
+from moeplan.spec.precision import NumberFormat
 
 CONV_BYTES = 2.0  # convolution tails are kept in 16 bit
-
-# Optimizer bytes per trained parameter, master copy apart (ZeRO, arXiv:1910.02054, section 3.1: two fp32 moments;
-# 8-bit: arXiv:2110.02861, two bytes and their block scales; Muon: one fp32 momentum, arXiv:2502.16982).
-OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2.0 + 2 * 4.0 / 2048, "muon": 4.0}
-MASTER_BYTES = 4.0
-
-
-@dataclass(frozen=True, slots=True)
-class Params:
-    """Parameters one GPU holds, by what they are stored and synchronised as."""
-
-    attention: float = 0.0  # token mixers
-    dense: float = 0.0  # dense and shared-expert feed-forward
-    experts: float = 0.0  # routed experts
-    embedding: float = 0.0  # embedding, output head, norms, router
-
-    def __add__(self, other: Params) -> Params:
-        return Params(
-            self.attention + other.attention,
-            self.dense + other.dense,
-            self.experts + other.experts,
-            self.embedding + other.embedding,
-        )
-
-    @property
-    def total(self) -> float:
-        return self.attention + self.dense + self.experts + self.embedding
-
-    @property
-    def replicated_over_data(self) -> float:
-        """All but the routed experts: one copy per data-parallel rank."""
-        return self.total - self.experts
-
-    def stored_bytes(self, precision: Precision) -> dict[str, float]:
-        """Bytes by component, quantisation scales included."""
-        return {
-            "attention": self.attention * FORMATS[precision.attention].bytes_per_value,
-            "dense": self.dense * FORMATS[precision.dense].bytes_per_value,
-            "experts": self.experts * FORMATS[precision.experts].bytes_per_value,
-            "embedding": self.embedding * FORMATS[precision.embedding].bytes_per_value,
-        }
 
 
 def block_params(block: Block, hidden_size: int, tp: int, ep: int, expert_tp: int) -> Params:

@@ -14,7 +14,6 @@ from moeplan.provenance import Tier
 from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.uncertainty import LogError, ModelError
-from moeplan.spec.workload import Reliability
 
 RELIABILITY = "reliability.yaml"
 MODEL_ERROR = "model_error.yaml"
@@ -28,17 +27,13 @@ def _read(name: str) -> dict[str, Any]:
     return tree
 
 
-def default_reliability() -> tuple[Reliability, dict[str, str]]:
-    """Failures and checkpoints where the scenario states none, and the source of each field."""
+def reliability_defaults() -> tuple[dict[str, float], dict[str, str]]:
+    """Values in SI of `reliability.yaml` by key, and where each comes from."""
     table = _read(RELIABILITY)
     sources = {key: f"{entry['source']} ({entry['kind']}, {entry['date']})" for key, entry in table.items()}
-    reliability = Reliability(
-        failures_per_gpu_s=float(table["failures_per_gpu_day"]["value"]) / units.DAY_S,
-        restart_s=units.parse(table["restart"]["value"], "duration"),
-        checkpoint_interval_s=units.parse(table["checkpoint_interval"]["value"], "duration"),
-        checkpoint_write_s=units.parse(table["checkpoint_write"]["value"], "duration"),
-    )
-    return reliability, sources
+    kind: dict[str, units.Dimension] = {"storage_bandwidth": "bytes_per_s"}
+    values = {key: units.parse(entry["value"], kind.get(key, "duration")) for key, entry in table.items()}
+    return values, sources
 
 
 def default_routing(model: ModelArchitecture, *, training: bool = False) -> RoutingAssumption:

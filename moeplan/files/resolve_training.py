@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-from moeplan.costs.reliability import goodput_frac
+from moeplan.costs.model_state import checkpoint_bytes
 from moeplan.costs.schedule import Schedule, schedule_problem
-from moeplan.files.model_data import RELIABILITY, default_reliability
+from moeplan.files.resolve_reliability import resolve_reliability
 from moeplan.files.resolve_serving import check_runs
 from moeplan.files.resolving import Resolving
-from moeplan.files.schema_training import LoraFile, ReliabilityFile, TrainingFile
+from moeplan.files.schema_training import LoraFile, TrainingFile
 from moeplan.files.schema_walk import Loc
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import TrainingLayout
 from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.scenario import Training
-from moeplan.spec.workload import Adapter, Reliability, TrainingWork
-from moeplan.units import DAY_S
+from moeplan.spec.workload import Adapter, TrainingWork
 
 _GRADIENT_BYTES = {"fp32": 4.0, "bf16": 2.0}
 _LAYOUT: Loc = ("training", "layout")
@@ -33,11 +32,9 @@ def resolve_training(rs: Resolving, file: TrainingFile, model: ModelArchitecture
     if (file.lora is None) == (file.method == "lora"):
         what = "method lora needs a `lora` section" if file.lora is None else "`lora` needs method lora"
         rs.problem(("training", "method"), what, file.method)
-    layout, reliability = _layout(rs, file), _reliability(rs, file.reliability)
-    if goodput_frac(layout.n_gpus, reliability) == 0.0:
-        what = f"on {layout.n_gpus} GPUs failures undo the work as fast as it is done: the run never ends"
-        rs.problem(("training", "reliability"), what, hint="a shorter checkpoint_interval or restart")
-    return Training(layout, _work(rs, file, model, hardware), reliability)
+    layout, work = _layout(rs, file), _work(rs, file, model, hardware)
+    saved = checkpoint_bytes(model, work)
+    return Training(layout, work, resolve_reliability(rs, file.reliability, hardware, layout.n_gpus, saved))
 
 
 def _layout(rs: Resolving, file: TrainingFile) -> TrainingLayout:
@@ -113,28 +110,3 @@ def _adapter(rs: Resolving, file: LoraFile, model: ModelArchitecture, hardware: 
     if file.rank > model.hidden_size:
         rs.problem((*loc, "rank"), "rank above the model's hidden size", file.rank, f"at most {model.hidden_size}")
     return Adapter(file.rank, cast(Literal["attention", "all_linear"], file.targets), base)
-
-
-def _reliability(rs: Resolving, file: ReliabilityFile) -> Reliability:
-    default, sources = default_reliability()
-    loc: Loc = ("training", "reliability")
-    for field, key in (
-        ("failures_per_gpu_s", "failures_per_gpu_day"),
-        ("restart_s", "restart"),
-        ("checkpoint_interval_s", "checkpoint_interval"),
-        ("checkpoint_write_s", "checkpoint_write"),
-    ):
-        target = f"training.reliability.{field}"
-        if getattr(file, key) is None:
-            rs.derived(target, "default", RELIABILITY, sources[key])
-        else:
-            rs.note(target, (*loc, key))
-    per_day = file.failures_per_gpu_day
-    return Reliability(
-        failures_per_gpu_s=default.failures_per_gpu_s if per_day is None else per_day / DAY_S,
-        restart_s=default.restart_s if file.restart is None else file.restart,
-        checkpoint_interval_s=default.checkpoint_interval_s
-        if file.checkpoint_interval is None
-        else file.checkpoint_interval,
-        checkpoint_write_s=default.checkpoint_write_s if file.checkpoint_write is None else file.checkpoint_write,
-    )

@@ -7,7 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from moeplan.files.schema_types import (
+    Bandwidth,
     Count,
+    CountOrZero,
     Degree,
     Duration,
     DurationOrZero,
@@ -39,16 +41,49 @@ class LoraFile(Section):
 
 
 class ReliabilityFile(Section):
-    """Failures and checkpoints of a long run; defaults and their sources are in moeplan/data/reliability.yaml."""
+    """What interrupts a long run and how it recovers; sources of the defaults: moeplan/data/reliability.yaml."""
 
     failures_per_gpu_day: Annotated[float, quantity("count", least=0.0, most=1.0)] | None = Field(
-        default=None, description="Unexpected interruptions per GPU and day."
+        default=None,
+        description="Unexpected interruptions of all causes per GPU and day, instead of the four mean times below; the "
+        "causes keep their shares.",
     )
-    restart: DurationOrZero | None = Field(default=None, description="From a failure until the job runs again.")
-    checkpoint_interval: Duration | None = Field(default=None, description="Time between checkpoints.")
+    gpu_mtbf: Duration | None = Field(default=None, description="Mean time between failures of one GPU.")
+    node_mtbf: Duration | None = Field(default=None, description="Mean time between failures of one node's host.")
+    network_mtbf: Duration | None = Field(default=None, description="The same for one GPU's links, NIC and switches.")
+    software_mtbf: Duration | None = Field(default=None, description="The same for software faults, per GPU.")
+    detection: DurationOrZero = Field(
+        default=0.0, description="From a failure until it is noticed, where the restart below does not include it."
+    )
+    restart: DurationOrZero | None = Field(default=None, description="From then until the job runs again.")
+    checkpoint: Annotated[str, choice("sync", "async")] = Field(
+        default="sync",
+        description="sync: training waits until a checkpoint is written; async: until it is copied to host memory.",
+    )
+    checkpoint_interval: Duration | None = Field(default=None, description="Work between two checkpoints.")
     checkpoint_write: DurationOrZero | None = Field(
-        default=None, description="Training stands still for one checkpoint."
+        default=None, description="Until a checkpoint is durable; left away: its size over storage_bandwidth."
     )
+    storage_bandwidth: Bandwidth | None = Field(
+        default=None, description="Rate at which the whole job writes a checkpoint."
+    )
+    spare_nodes: CountOrZero | None = Field(
+        default=None, description="Nodes held ready and paid for; left away: the provider replaces a node at once."
+    )
+    node_repair: DurationOrZero | None = Field(default=None, description="Until a lost node is a spare again.")
+    preemptions_per_node_day: Annotated[float, quantity("count", least=0.0, most=100.0)] = Field(
+        default=0.0, description="Spot nodes taken back, per node and day."
+    )
+    preemption_notice: DurationOrZero | None = Field(
+        default=None, description="Warning before; long enough for a checkpoint, it saves the work."
+    )
+    slow_nodes_per_node_day: Annotated[float, quantity("count", least=0.0, most=100.0)] = Field(
+        default=0.0, description="How often a node becomes slow and holds up all others, per node and day."
+    )
+    slow_factor: Annotated[float, quantity("count", least=1.0, most=100.0)] = Field(
+        default=1.0, description="How many times as long a step then takes."
+    )
+    slow_duration: DurationOrZero = Field(default=0.0, description="Until a slow node is found and replaced.")
 
 
 class TrainingLayoutFile(Section):

@@ -7,7 +7,8 @@ order, so an alias table and ignoring repeats draw it in O(k) per token whatever
 repeats in a row the next expert is drawn from the remaining weights directly, which leaves the law unchanged.
 
 Every (step, layer, source GPU) has its own xoroshiro128++ stream (Blackman, Vigna 2021, ACM TOMS 47, 36) keyed by a
-hash of the seed, so results do not depend on threads. A choice uses 32 random bits: the probability of an expert is
+hash of the seed, so results do not depend on threads. Tokens keep their topic through the layers: it has a stream of
+its own, without a layer. A choice uses 32 random bits: the probability of an expert is
 exact to 2^-32. tests/reference/routing_twin.py does the same in plain numpy.
 """
 
@@ -37,6 +38,7 @@ _BLOCK = 1024  # draws ahead of the tokens that use them: they stay in the first
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _ONE = np.uint64(1)
+_TOPICS = 1 << 40  # in place of a layer: topics of a step's tokens, the same in all layers
 
 
 @compiled
@@ -394,7 +396,7 @@ def route(
     Args:
         tables, weights: (n_topics, n_choices) alias tables and weights that add up to 1; the choices from ``n_real`` on
             are identity experts. Under `HASH` the choices are token ids.
-        burst: consecutive tokens of one topic.
+        burst: consecutive tokens of one topic, which is the same in every layer.
         scale: arrival time at which an expert's sigmoid score is one half.
         hashed: (n_choices, top_k) experts of each token id under `HASH`.
         capacity: token-expert pairs an expert takes from one source, 0 = no limit; those beyond are dropped in order of
@@ -431,12 +433,13 @@ def route(
         for replay in range(2 if by_priority and capacity > 0 else 1):
             measuring = by_priority and capacity > 0 and replay == 0
             s0, s1 = stream(seed, step, layer, source)
+            t0, t1 = stream(seed, step, _TOPICS, source)
             needed[:] = min(capacity, n_tokens)
             topic = 0
             for token in range(n_tokens):
                 stamp += 1
                 if tables.shape[0] > 1 and token % burst == 0:
-                    word, s0, s1 = _next(s0, s1)
+                    word, t0, t1 = _next(t0, t1)
                     topic = np.int64(((word >> _HALF) * np.uint64(tables.shape[0])) >> _HALF)
                 table, weight = tables[topic], weights[topic]
                 if method == PLAIN:

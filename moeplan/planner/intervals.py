@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
+from scipy.stats import norm
+
 from moeplan.costs.parameters import lookup
 from moeplan.provenance import Tier
 from moeplan.spec.hardware import Hardware, OpParameters
@@ -34,6 +37,13 @@ def exact(value: float) -> Q:
 def from_log_error(value: float, error: LogError) -> Q:
     """Interval of a positive quantity whose ln(truth / prediction) has the quantiles of ``error``."""
     return Q(value, value * math.exp(min(error.low, 0.0)), value * math.exp(max(error.high, 0.0)))
+
+
+def log_error_quantiles(error: LogError, n: int) -> np.ndarray:
+    """``n`` equally likely factors truth / prediction: half a log-normal on each side, through the stated quantiles."""
+    z = norm.ppf((np.arange(n) + 0.5) / n) / norm.ppf(0.95)
+    factors: np.ndarray = np.exp(np.where(z > 0.0, z * max(error.high, 0.0), -z * min(error.low, 0.0)))
+    return factors
 
 
 def hull(value: float, *others: float) -> Q:

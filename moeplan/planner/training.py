@@ -6,21 +6,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moeplan.costs.reliability import goodput_frac
-from moeplan.planner.intervals import exact, from_log_error, operations_used, worst_tier
+import numpy as np
+
+from moeplan.planner.intervals import from_log_error, operations_used, worst_tier
 from moeplan.planner.routing import routing_result
+from moeplan.planner.training_run import plan_run
 from moeplan.provenance import Tier
 from moeplan.simulate.routing_steps import training_step as routing_step
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.model import LatentAttention, ModelArchitecture
-from moeplan.spec.plan import Q, RoutingResult, TrainingResult
+from moeplan.spec.plan import Q, RoutingResult, TrainingResult, TrainingRun
 from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.scenario import Training
 from moeplan.spec.uncertainty import ModelError
 from moeplan.steps.memory import MemoryFit, training_memory
 from moeplan.steps.training import TrainingStep, training_step
 from moeplan.steps.training_layer import KERNELS
-from moeplan.steps.use import Use, training_use
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,7 @@ class TrainingOutcome:
     routing: RoutingResult | None
     time_breakdown: Mapping[str, float]
     tier: Tier
-    use: Use | None = None  # of a GPU while it trains
-    model_flop: float = 0.0  # of the run
+    wall_samples_s: np.ndarray  # equally likely wall times of the run, sorted; empty when it does not fit
 
 
 def plan_training(
@@ -43,25 +43,31 @@ def plan_training(
     routing: RoutingAssumption,
     error: ModelError,
     *,
+    deadline_s: float | None = None,
+    seed: int = 0,
     require_fit: bool = True,
 ) -> TrainingOutcome:
-    """One step from the operation costs, times the number of steps, over the share of time that is progress.
+    """One step from the operation costs, and the run of all steps with its failures.
 
     ``require_fit`` false times the step also where the memory model says that it does not fit: for runs that happened.
     """
     tier = training_tier(model, hardware, training)
     fit = training_memory(model, hardware, training.layout, training.work)
     if require_fit and not fit.fits:
-        return TrainingOutcome(fit, None, None, {}, tier)
+        return TrainingOutcome(fit, None, None, {}, tier, np.empty(0))
     step = training_step(model, hardware, training.layout, training.work, routing)
+    log_error = error.of("training_step", tier)
+    n_steps = math.ceil(training.work.n_tokens / step.n_tokens)
+    work_s = n_steps * step.step_time_s
+    n_gpus = training.layout.n_gpus
+    run, walls = plan_run(work_s, n_gpus, hardware, training.reliability, log_error, deadline_s, seed)
     return TrainingOutcome(
         fit=fit,
-        result=_result(step, training, from_log_error(step.step_time_s, error.of("training_step", tier))),
+        result=_result(step, n_steps, from_log_error(step.step_time_s, log_error), run),
         routing=_routing(model, hardware, training, routing),
         time_breakdown=step.breakdown,
         tier=tier,
-        use=training_use(step, model, hardware, training.layout, training.work),
-        model_flop=step.model_flop / step.n_tokens * training.work.n_tokens,
+        wall_samples_s=walls,
     )
 
 
@@ -83,12 +89,11 @@ def training_tier(model: ModelArchitecture, hardware: Hardware, training: Traini
     return worst_tier(operations_used(hardware, KERNELS, used))
 
 
-def _result(step: TrainingStep, training: Training, time_s: Q) -> TrainingResult:
-    work, n_gpus = training.work, training.layout.n_gpus
-    n_steps = math.ceil(work.n_tokens / step.n_tokens)
-    per_s = time_s.inverse()
-    goodput = goodput_frac(n_gpus, training.reliability)
-    wall = time_s.scaled(n_steps / goodput) if goodput > 0.0 else Q(math.inf, math.inf, math.inf)
+def _result(step: TrainingStep, n_steps: int, time_s: Q, run: TrainingRun) -> TrainingResult:
+    n_gpus, per_s = step.n_gpus, time_s.inverse()
+    expected_s = n_steps * step.step_time_s / run.goodput_frac.value
+    low_s, high_s = run.wall_time_s["p5"], run.wall_time_s["p95"]
+    wall = Q(expected_s, min(low_s, expected_s), max(high_s, expected_s))
     flop_per_s = per_s.scaled(step.model_flop / n_gpus)
     tokens_per_s = per_s.scaled(step.n_tokens)
     return TrainingResult(
@@ -98,7 +103,9 @@ def _result(step: TrainingStep, training: Training, time_s: Q) -> TrainingResult
         tflop_per_s_per_gpu=flop_per_s.scaled(1e-12),
         mfu_frac=per_s.scaled(step.mfu_frac * step.step_time_s),
         wall_time_s=wall,
-        gpu_hours=wall.scaled(n_gpus / 3600.0),
-        goodput_frac=exact(goodput),
+        gpu_hours=wall.scaled(run.n_gpus_held / 3600.0),
+        goodput_frac=run.goodput_frac,
         n_steps=n_steps,
+        hfu_frac=per_s.scaled(step.hfu_frac * step.step_time_s),
+        run=run,
     )

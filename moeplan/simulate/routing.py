@@ -256,19 +256,22 @@ class _Layer:
         return _Outcome(counts, by_slot, (by_slot > 0).sum(axis=1), few.traffic * scale, few.node_traffic * scale, sums)
 
 
-def sample_counts(n_tokens: int, selected: Array, burst: int, rng: np.random.Generator) -> Ints:
+def sample_counts(
+    n_tokens: int, selected: Array, burst: int, rng: np.random.Generator, topics: np.random.Generator | None = None
+) -> Ints:
     """How many of ``n_tokens`` tokens select each expert, shape (n_experts,), drawn at once.
 
     ``selected`` (n_topics, n_experts): selection probabilities p of one token; their sum k is a whole number except
     with identity experts. Exact for k = 1 (multinomial). Else loads are normal with the exact mean T p and variance
     T p (1 - p), conditioned on their sum (Hajek 1964, Ann. Math. Stat. 35, 1491: rejective sampling), rare experts
-    binomial; right in the limit of many tokens.
+    binomial; right in the limit of many tokens. ``topics`` draws the topics (default: ``rng``).
     """
+    topics = topics or rng
     n_topics = selected.shape[0]
     whole, rest = divmod(n_tokens, max(burst, 1))
-    runs = rng.multinomial(whole, np.full(n_topics, 1.0 / n_topics)) * max(burst, 1)
+    runs = topics.multinomial(whole, np.full(n_topics, 1.0 / n_topics)) * max(burst, 1)
     if rest:
-        runs[int(rng.integers(n_topics))] += rest
+        runs[int(topics.integers(n_topics))] += rest
     total = np.zeros(selected.shape[1], np.int64)
     for tokens, p in zip(runs, selected, strict=True):
         if tokens:

@@ -6,15 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moeplan.spec.plan_money import (
-    AdviceResult,
-    AlternativesResult,
-    BudgetResult,
-    CostResult,
-    EnergyResult,
-    LifecycleResult,
-)
-from moeplan.spec.quantity import Q as Q
+
+@dataclass(frozen=True, slots=True)
+class Q:
+    """An estimate with its 90 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Q:
+        """The same quantity in another unit (factor > 0)."""
+        return Q(self.value * factor, self.low * factor, self.high * factor)
+
+    def inverse(self) -> Q:
+        """1 / quantity; ends swap."""
+        return Q(1.0 / self.value, 1.0 / self.high, 1.0 / self.low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,6 @@ class Percentiles:
 @dataclass(frozen=True, slots=True)
 class ServingResult:
     requests_per_s: Q
-    input_tokens_per_s: Q
     output_tokens_per_s: Q
     output_tokens_per_s_per_gpu: Q
     ttft_s: Percentiles | None  # None where no request got that far
@@ -56,6 +62,25 @@ class ServingResult:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """The run in calendar time, simulated many times with failures (`simulate.training_run`)."""
+
+    wall_time_s: Mapping[str, float]  # percentiles p5 to p95 over failures and the uncertainty of the step time
+    goodput_frac: Q  # share of wall time that is progress; the interval is over runs
+    n_failures: Q
+    failures_by_cause: Mapping[str, float]  # mean counts
+    time_s: Mapping[str, float]  # mean wall time by what it is spent on; adds up
+    checkpoint_bytes: float
+    checkpoint_interval_s: float
+    checkpoint_stall_s: float
+    optimal_interval_s: float | None  # Daly's; None without failures or where checkpoints cost nothing
+    optimal_goodput_frac: float | None  # at that interval
+    deadline_probability: float | None  # None: no deadline
+    n_gpus_held: int  # spares included
+    n_runs_simulated: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingResult:
     step_time_s: Q
     tokens_per_s: Q
@@ -66,6 +91,8 @@ class TrainingResult:
     gpu_hours: Q
     goodput_frac: Q
     n_steps: int
+    hfu_frac: Q  # as the MFU, with what is recomputed
+    run: TrainingRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +118,25 @@ class RoutingResult:
 
 
 @dataclass(frozen=True, slots=True)
+class CostResult:
+    """Money in USD. ``breakdown`` is by purpose: of a month (serving), a run (training), everything (lifecycle)."""
+
+    usd_per_hour: Q
+    usd_per_month: Q | None
+    usd_per_million_output_tokens: Q | None
+    total_usd: Q | None
+    breakdown: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetResult:
+    limit_usd: float
+    per: str
+    used_usd: Q
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Result of ``simulate``. All top-level keys are always in the JSON, null where they do not apply."""
 
@@ -106,9 +152,5 @@ class Plan:
     routing: RoutingResult | None
     cost: CostResult
     budget: BudgetResult | None
-    energy: EnergyResult | None  # None where the plan does not run, or the profile states no power limit
-    alternatives: AlternativesResult | None  # serving: rent, buy or API
-    lifecycle: LifecycleResult | None
-    advice: AdviceResult | None  # training: what published scaling laws suggest
     time_breakdown: Mapping[str, float]
     provenance: Mapping[str, Any]

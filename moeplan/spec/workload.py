@@ -187,9 +187,31 @@ class TrainingWork:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """Failures and checkpoints of a long run; defaults come from ``data/reliability.yaml`` with their sources."""
+    """What interrupts a long run and how it recovers; defaults come from ``data/reliability.yaml`` with their sources.
 
-    failures_per_gpu_s: float
-    restart_s: float  # detection, rescheduling, loading
-    checkpoint_interval_s: float
-    checkpoint_write_s: float  # time training stands still for one checkpoint
+    Failures of each cause are a Poisson process while the run works. A failure is noticed after ``detection_s``, takes
+    the run back to its last durable checkpoint, and ``restart_s`` later it works again: on a spare node if the cause
+    took one away, on the next repaired node if no spare is left.
+    """
+
+    gpu_failures_per_s: float  # per GPU
+    node_failures_per_s: float  # per node: host, power, maintenance
+    network_failures_per_s: float  # per GPU: links, NICs, switches
+    software_failures_per_s: float  # per GPU; takes no node away
+    restart_s: float  # rescheduling and loading
+    checkpoint_interval_s: float  # of work between two checkpoints
+    checkpoint_write_s: float  # until a checkpoint is durable
+    checkpoint_stall_s: float  # training stands still: all of the writing, or the copy to host memory
+    checkpoint_bytes: float = 0.0
+    detection_s: float = 0.0
+    preemptions_per_s: float = 0.0  # per node: spot instances taken back
+    preemption_notice_s: float = 0.0
+    n_spare_nodes: int | None = None  # None: the provider replaces a node within the restart
+    node_repair_s: float = 0.0  # until a lost node is a spare again
+    slow_nodes_per_s: float = 0.0  # per node: onset of a node that holds up all others
+    slow_factor: float = 1.0  # how much longer a step takes then
+    slow_s: float = 0.0  # until it is found and replaced
+
+
+# A run that nothing interrupts and that saves nothing: what a benchmark measures.
+UNINTERRUPTED = Reliability(0.0, 0.0, 0.0, 0.0, 0.0, 1e12, 0.0, 0.0)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
-from moeplan.costs.memory import OPTIMIZER_BYTES
+from moeplan.costs.model_state import OPTIMIZER_BYTES
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.model import DenseMlp, LatentAttention, LinearAttention, ModelArchitecture, MoeMlp, SoftmaxAttention

@@ -13,10 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeplan.costs.memory import (
-    MASTER_BYTES,
-    OPTIMIZER_BYTES,
     ActivationRule,
-    Params,
     block_activation_bytes_per_token,
     cache_bytes_per_sequence,
     checkpoint_bytes_per_token,
@@ -24,6 +21,7 @@ from moeplan.costs.memory import (
     stages,
     vocabulary_params,
 )
+from moeplan.costs.model_state import MASTER_BYTES, OPTIMIZER_BYTES, Params, adapter_params
 from moeplan.costs.projections import dense_shard, mixer_shard, split
 from moeplan.costs.schedule import micro_batches_in_flight
 from moeplan.spec.hardware import Hardware
@@ -31,7 +29,7 @@ from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.model import DenseMlp, Layer, ModelArchitecture, MoeMlp
 from moeplan.spec.plan import MemoryResult
 from moeplan.spec.precision import FORMATS, Precision
-from moeplan.spec.workload import Adapter, Engine, TrainingWork
+from moeplan.spec.workload import Engine, TrainingWork
 
 Array = npt.NDArray[np.float64]
 
@@ -334,33 +332,6 @@ def active_params(layer: Layer) -> float:
     """Parameters of a layer one token meets."""
     idle = sum((b.n_experts - b.top_k) * b.n_params_per_expert for b in layer.blocks if isinstance(b, MoeMlp))
     return layer.n_params - idle
-
-
-def adapter_params(
-    model: ModelArchitecture, layers: tuple[Layer, ...], adapter: Adapter, layout: TrainingLayout
-) -> Params:
-    """LoRA parameters on one GPU: rank (k + n) per adapted matrix (arXiv:2106.09685, section 4.1), rank not split."""
-    attention = dense = experts = 0.0
-    for layer in layers:
-        for block in layer.blocks:
-            if isinstance(block, MoeMlp):
-                pair = block.expert_hidden_size + block.expert_intermediate_size / layout.etp
-                experts += adapter.rank * block.n_matrices * pair * split(block.n_experts, layout.ep)
-                if block.shared_intermediate_size:
-                    dense += (
-                        adapter.rank
-                        * block.n_matrices
-                        * (model.hidden_size + block.shared_intermediate_size / layout.tp)
-                    )
-            elif isinstance(block, DenseMlp):
-                dense += adapter.rank * block.n_matrices * (model.hidden_size + block.intermediate_size / layout.tp)
-            else:
-                attention += adapter.rank * sum(
-                    p.k + p.n for p in mixer_shard(block, model.hidden_size, layout.tp).projections
-                )
-    if adapter.targets == "attention":
-        return Params(attention=attention)
-    return Params(attention=attention, dense=dense, experts=experts)
 
 
 def trained_params(

@@ -9,28 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moeplan.costs.host import MOST_LAUNCHED_EXPERTS, launch_time_s
-from moeplan.costs.memory import MASTER_BYTES, OPTIMIZER_BYTES, Params, layers_params, vocabulary_params
+from moeplan.costs.memory import layers_params, vocabulary_params
+from moeplan.costs.model_state import MASTER_BYTES, OPTIMIZER_BYTES, Params
 from moeplan.costs.projections import split
 from moeplan.costs.roofline import peak_flop_per_s
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import TrainingLayout
 from moeplan.spec.model import (
     Block,
-    DenseMlp,
     Layer,
-    LinearAttention,
     ModelArchitecture,
     MoeMlp,
-    SoftmaxAttention,
-    StateSpace,
 )
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.workload import TrainingWork
-from moeplan.steps.memory import active_params, adapter_params, micro_batches, trained_params, training_stages
-from moeplan.steps.mixers import window_tokens
+from moeplan.steps.memory import micro_batches, trained_params, training_stages
 from moeplan.steps.operations import ACTIVATION_BYTES
 from moeplan.steps.pipeline import pipeline_time_s
+from moeplan.steps.training_flop import model_flop_per_token, recomputed_flop_per_token
 from moeplan.steps.training_layer import Pass, TrainingBlocks
 
 
@@ -49,6 +46,7 @@ class TrainingStep:
     n_micro_batches: int
     n_tokens: int  # positions of the global batch
     model_flop: float  # of all GPUs
+    recomputed_flop: float  # on top, of all GPUs
     peak_flop_per_s: float  # dense peak of one GPU in the arithmetic of ``compute_format``
     n_gpus: int
 
@@ -59,6 +57,11 @@ class TrainingStep:
     @property
     def mfu_frac(self) -> float:
         return self.flop_per_s_per_gpu / self.peak_flop_per_s
+
+    @property
+    def hfu_frac(self) -> float:
+        """Hardware FLOP utilisation: what is recomputed counts too (arXiv:2205.05198, section 6)."""
+        return self.mfu_frac * (1.0 + self.recomputed_flop / self.model_flop)
 
 
 def training_step(
@@ -97,57 +100,18 @@ def training_step(
 
     step_s = sum(breakdown.values())
     n_tokens = work.global_batch_sequences * work.sequence_tokens
-    flop = model_flop_per_token(model, work) * n_tokens
     peak = peak_flop_per_s(FORMATS[work.compute_format], hardware.device)
-    return TrainingStep(step_s, breakdown, hidden, n_micro, n_tokens, flop, peak, layout.n_gpus)
-
-
-def model_flop_per_token(model: ModelArchitecture, work: TrainingWork) -> float:
-    """FLOP the algorithm needs per position, one multiply-add = 2.
-
-    6 per parameter that a token meets (PaLM, arXiv:2204.02311, appendix B): active experts only, the input embedding
-    not counted (a lookup), the output head counted, also when tied. Attention: 6 (head_dim + v_head_dim) n_heads per
-    visible key, sequence / 2 of them under the causal mask, fewer in a window. Frozen weights under LoRA need no
-    weight gradient: 4, and 6 per adapter parameter. MTP modules are counted in pretraining.
-    """
-    trained = work.adapter is None
-    extra = model.mtp_layers if work.method == "pretrain" else ()
-    heads = model.vocab_size * model.hidden_size * (1 + len(extra))
-    active: float = model.n_params_active - model.n_embedding_params + heads
-    active += sum(active_params(layer) for layer in extra)
-    attention = sum(
-        _attention_flop_per_token(b, work.sequence_tokens) for layer in (*model.layers, *extra) for b in layer.blocks
+    return TrainingStep(
+        step_time_s=step_s,
+        breakdown=breakdown,
+        hidden=hidden,
+        n_micro_batches=n_micro,
+        n_tokens=n_tokens,
+        model_flop=model_flop_per_token(model, work) * n_tokens,
+        recomputed_flop=recomputed_flop_per_token(model, layout, work) * n_tokens,
+        peak_flop_per_s=peak,
+        n_gpus=layout.n_gpus,
     )
-    weights = (6.0 if trained else 4.0) * active
-    if work.adapter is not None:
-        whole = TrainingLayout()
-        weights += 6.0 * _active_adapter_params(model, whole, work)
-    return weights + 3.0 * attention
-
-
-def _active_adapter_params(model: ModelArchitecture, whole: TrainingLayout, work: TrainingWork) -> float:
-    if work.adapter is None:
-        return 0.0
-    found = adapter_params(model, model.layers, work.adapter, whole)
-    moe = model.moe_blocks
-    used = sum(b.top_k / b.n_experts for b in moe) / len(moe) if moe else 0.0
-    return found.replicated_over_data + used * found.experts
-
-
-def _attention_flop_per_token(block: Block, sequence_tokens: int) -> float:
-    """Forward FLOP of the products with keys and values, or of the recurrent state."""
-    if isinstance(block, LinearAttention):
-        return 4.0 * block.n_v_heads * block.k_head_dim * block.v_head_dim
-    if isinstance(block, StateSpace):
-        return 4.0 * block.inner_size * block.state_size
-    if isinstance(block, DenseMlp | MoeMlp):
-        return 0.0
-    window = window_tokens(block) or float("inf")
-    length = float(sequence_tokens)
-    # mean of min(i, window) over i in 1..length
-    visible = length / 2 if window >= length else window - window**2 / (2 * length)
-    key_dim = block.head_dim if isinstance(block, SoftmaxAttention) else block.qk_nope_head_dim + block.qk_rope_head_dim
-    return 2.0 * block.n_heads * (key_dim + block.v_head_dim) * visible
 
 
 def _busiest(passes: list[Pass], layout: TrainingLayout) -> Pass:

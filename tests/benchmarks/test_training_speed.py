@@ -6,12 +6,15 @@ import numpy as np
 from step_cases import UNIFORM, hardware, work
 
 from moeplan.files.model_catalog import load_model
+from moeplan.simulate.training_run import simulate_runs
 from moeplan.spec.layout import TrainingLayout
+from moeplan.spec.workload import Reliability
 from moeplan.steps.pipeline import pipeline_time_s
 from moeplan.steps.training import training_step
 
 STEP_S = 30e-3
 PIPELINE_S = 1e-3
+RUN_S = 1.0
 
 
 def test_layout(benchmark):
@@ -31,3 +34,14 @@ def test_pipeline(benchmark):
     assert found > 384 * 3.3
     if benchmark.stats is not None:
         assert benchmark.stats.stats.min < PIPELINE_S
+
+
+def test_ninety_days_of_16384_gpus(benchmark):
+    """All repetitions of the run behind a plan, at the failure rates of arXiv:2407.21783."""
+    day_s = 86400.0
+    rates = (3.03e-4 / day_s, 4.34e-4 / day_s, 5.5e-5 / day_s, 6.1e-5 / day_s)
+    reliability = Reliability(*rates, 660.0, 3600.0, 40.0, 40.0)
+    found = benchmark.pedantic(simulate_runs, (80 * day_s, 16384, 8, reliability, 1), rounds=2)
+    assert found.n_failures.mean() > 500
+    if benchmark.stats is not None:
+        assert benchmark.stats.stats.min < RUN_S

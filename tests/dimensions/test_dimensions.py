@@ -30,6 +30,7 @@ from moeplan.costs import (
 )
 from moeplan.costs import latent_attention as latent
 from moeplan.costs import money as money_costs
+from moeplan.files.model_catalog import load_model
 from moeplan.provenance import Kind, Source
 from moeplan.spec.hardware import Device, Efficiency, Hardware, Host, Link
 from moeplan.spec.model import (
@@ -42,8 +43,8 @@ from moeplan.spec.model import (
     StateSpace,
 )
 from moeplan.spec.precision import FORMATS, Precision
-from moeplan.spec.prices import Commitment, Facility, Money, Offer, Ownership
-from moeplan.spec.workload import Reliability
+from moeplan.spec.prices import Money, Offer
+from moeplan.spec.workload import Reliability, TrainingWork
 
 BF16, FP8 = FORMATS["bf16"], FORMATS["fp8_block"]
 DEVICE = Device(
@@ -63,9 +64,7 @@ DENSE = DenseMlp(6144, 3, 3 * 2048 * 6144)
 MOE = MoeMlp(128, 8, 768, 3, 1, 768, 129 * 3 * 2048 * 768 + 2048 * 128, 3 * 2048 * 768, 2048 * 128, 2048)
 LAYERS = tuple(Layer((block,), 4096) for block in (SOFTMAX, LATENT, LINEAR, MAMBA, DENSE, MOE))
 OFFER = Offer("o", "h", 2.5, 8, "on_demand", "2026-01-01", Source("s", "2026-01-01", Kind.LIST_PRICE))
-MONEY = Money(OFFER, 100.0, 20.0, 5000.0, 0.2, 730.0, None, 50.0, 2e-11, 9e-11, 250.0)
-OWN = Ownership(3e4, 48.0, 0.1, 0.06, 200.0, 3e-8, 1000.0, "")
-FACILITY = Facility(1.5, True, "World", 1e-7, Source("s", "2026", Kind.MEASURED))
+MONEY = Money(OFFER, 100.0, 20.0, 5000.0, 0.2, 730.0, None)
 
 ATTENTION = {"n_heads": 32, "n_kv_heads": 4, "head_dim": 128, "v_head_dim": 128, "device": DEVICE}
 MLA = {
@@ -102,6 +101,8 @@ def decode(**changes):
 
 
 # Arguments of calls, by function; each list visits the branches that differ in what they add up.
+WORK = TrainingWork("full_finetune", 1e9, 2048, 2048, 1, "bf16", "adamw", True, 4.0, None, 1.0, 0.8)
+
 CASES = {
     "attention.prefill_attention_time_s": [prefill(), prefill(window_tokens=128, kv_fmt=FP8), prefill(batch=0)],
     "attention.decode_attention_time_s": [decode(), decode(window_tokens=128, warm_l2=True), decode(n_kv_heads=32)],
@@ -163,19 +164,9 @@ CASES = {
     ],
     "host.launch_time_s": [{"n_layers": 48, "n_experts": 768, "p": host.DEFAULTS["training_host"]}],
     "energy.device_power_w": [{"memory_frac": 0.5, "compute_frac": 0.3, "device": DEVICE, "busy_frac": 0.7}],
-    "energy.meter_power_w": [
-        {"device_w": 500.0, "hardware": hardware, "facility": FACILITY, "power_w": power_w}
-        for hardware in (NVLINK, PCIE) for power_w in (None, 900.0)
-    ],
+    "energy.wall_power_w": [{"device_w": 500.0, "hardware": NVLINK}, {"device_w": 500.0, "hardware": PCIE}],
     "energy.energy_j": [{"power_w": 500.0, "time_s": 60.0}],
-    "money.capital_usd_per_month": [{"own": OWN}, {"own": replace(OWN, interest_frac_per_year=0.0)}],
-    "money.payback_months": [
-        {"purchase_usd": 3e4, "rent_usd_per_month": 2000.0, "running_usd_per_month": 300.0}
-    ],
-    "money.interrupted_time_s": [
-        {"work_s": 1e6, "every_s": 3600.0, "write_s": 60.0, "interruptions_per_s": rate, "lost_s": 300.0}
-        for rate in (0.0, 1e-5)
-    ],
+    "money.gpu_usd_per_hour": [{"money": MONEY, "n_gpus": 9}],
     "money.usd_per_million_tokens": [{"usd_per_hour": 3.0, "tokens_per_s": 900.0}],
     "memory.cache_bytes_per_sequence": [
         {"layers": [Layer((block,), 0)], "context_tokens": 3000.0, "kv_fmt": FP8, "tp": 2}
@@ -186,6 +177,12 @@ CASES = {
         for block in (SOFTMAX, LATENT, LINEAR, MAMBA, DENSE, MOE)
     ],
     "memory.checkpoint_bytes_per_token": [{"hidden_size": 2048, "rule": RULE}],
+    "model_state.checkpoint_bytes": [{"model": load_model("Qwen3-8B"), "work": WORK}],
+    "reliability.young_interval_s": [{"stall_s": 40.0, "mean_time_between_failures_s": 1e4}],
+    "reliability.daly_interval_s": [
+        {"stall_s": 40.0, "mean_time_between_failures_s": 1e4},
+        {"stall_s": 4e4, "mean_time_between_failures_s": 1e4},
+    ],
     "roofline.joined_s": [{"compute_s": np.float64(1e-5), "memory_s": np.float64(2e-5), "sharpness": 1.7}],
     "roofline.memory_time_s": [
         {"n_bytes": np.float64(1e7), "device": DEVICE, "p": gemm.DEFAULTS},
@@ -196,7 +193,7 @@ CASES = {
 }  # fmt: skip
 
 # Shared by functions above, which call it with units.
-INNER = {"attention.split_kv_time_s"}
+INNER = {"attention.split_kv_time_s", "reliability.failure_rates_per_s"}
 
 # A bare literal counts bytes in these, so pint refuses them; with bytes as a plain number times still must be times.
 BARE_BYTES = {
@@ -204,6 +201,7 @@ BARE_BYTES = {
     "experts.expert_ffn_time_s",
     "memory.block_activation_bytes_per_token",
     "memory.checkpoint_bytes_per_token",
+    "model_state.checkpoint_bytes",
 }
 
 ALL = [(f"{name}-{i}", name, case) for name, cases in CASES.items() for i, case in enumerate(cases)]
@@ -326,7 +324,14 @@ def test_wrong_formulas_are_refused(wrong, monkeypatch):
     ("function", "arguments"),
     [
         (energy.sustained_clock_frac, {"memory_frac": 0.6, "compute_frac": 0.9, "device": DEVICE}),
-        (reliability.goodput_frac, {"n_gpus": 1024, "reliability": Reliability(1e-8, 600.0, 3600.0, 60.0)}),
+        (
+            reliability.goodput_frac,
+            {
+                "n_gpus": 1024,
+                "n_gpus_per_node": 8,
+                "reliability": Reliability(1e-8, 1e-8, 1e-9, 1e-9, 600.0, 3600.0, 60.0, 60.0),
+            },
+        ),
     ],
 )
 def test_fractions_have_no_unit(function, arguments, monkeypatch):
@@ -337,19 +342,12 @@ def test_fractions_have_no_unit(function, arguments, monkeypatch):
     assert Quantity(found).m_as("dimensionless") == pytest.approx(plain)
 
 
-def test_a_bill_is_in_dollars(monkeypatch):
-    usage = money_costs.Usage(9, 500.0, 1e9, 1e12, 1e12, True, True)
-    rented = replace(MONEY, experiments_frac=0.5, commitment=Commitment(12.0, 0.3))
-    own = replace(MONEY, ownership=OWN)
-    plain = [money_costs.bill(money, usage) for money in (rented, own)]
-    put_units_in_costs(monkeypatch)
-    found = [money_costs.bill(with_units("money", money), with_units("usage", usage)) for money in (rented, own)]
-    common = ("storage", "egress", "operations", "people", "tax")
-    for i, items in enumerate((("gpus", "unused_commitment", *common), ("depreciation", "financing", *common))):
-        for item in items:
-            assert_unit(getattr(found[i], item), registry.Unit("USD"))
-            assert getattr(found[i], item).m_as("USD") == pytest.approx(getattr(plain[i], item))
-            assert getattr(plain[i], item) > 0.0
+def test_a_bill_is_in_dollars():
+    monthly = money_costs.monthly_cost(with_units("money", MONEY), 9)
+    run = money_costs.run_cost(with_units("money", MONEY), 9, Quantity(1e6, "second"))
+    for item in ("gpus", "storage", "egress", "people", "tax", "total"):
+        assert_unit(getattr(monthly, item), registry.Unit("USD / month"))
+        assert_unit(getattr(run, item), registry.Unit("USD"))
 
 
 def test_stored_weights_are_bytes(monkeypatch):

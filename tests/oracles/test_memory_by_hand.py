@@ -14,12 +14,13 @@ from moeplan.costs.memory import (
     layers_params,
     vocabulary_params,
 )
+from moeplan.costs.model_state import adapter_params
 from moeplan.files.model_catalog import load_model, model_names
 from moeplan.spec.kv import kv_bytes_per_sequence, state_bytes_per_sequence
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.workload import Adapter
-from moeplan.steps.memory import adapter_params, serving_memory, training_memory
+from moeplan.steps.memory import serving_memory, training_memory
 
 
 @pytest.mark.parametrize(

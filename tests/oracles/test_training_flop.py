@@ -6,7 +6,7 @@ import pytest
 from step_cases import HIDDEN, attention, dense, model, work
 
 from moeplan.files.model_catalog import load_model
-from moeplan.steps.training import model_flop_per_token
+from moeplan.steps.training_flop import model_flop_per_token
 
 
 def test_dense_closed_form():

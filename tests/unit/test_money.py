@@ -6,26 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeplan.costs.money import Bill, Usage, bill, billed_gpus, usd_per_million_tokens
-from moeplan.costs.reliability import goodput_frac
+from moeplan.costs.money import billed_gpus, monthly_cost, run_cost, usd_per_million_tokens
 from moeplan.provenance import Kind, Source
 from moeplan.spec.prices import Money, Offer
-from moeplan.spec.workload import Reliability
-from moeplan.units import DAY_S
 
 
 def money(usd: float = 2.0, *, per_instance: int = 1, tax: float = 0.0, people: float = 0.0) -> Money:
     source = Source("test", "2026-01-01", Kind.LIST_PRICE)
     offer = Offer("test", "h100-sxm", usd, per_instance, "on_demand", "2026-01-01", source)
     return Money(offer, 0.0, 0.0, people, tax, 730.0, None)
-
-
-def monthly_cost(money: Money, n_gpus: int) -> Bill:
-    return bill(money, Usage(n_gpus, 730.0))
-
-
-def run_cost(money: Money, n_gpus: int, wall_time_s: float) -> Bill:
-    return bill(money, Usage(n_gpus, wall_time_s / 3600.0, training=True, ends=True))
 
 
 def test_a_month_of_eight_gpus_at_two_dollars() -> None:
@@ -61,18 +50,3 @@ def test_cost_scales_with_price_and_not_with_the_currency(usd: float, n: int, fa
 def test_cost_grows_with_hours(a: float, b: float) -> None:
     low, high = sorted((a, b))
     assert run_cost(money(), 8, low).total <= run_cost(money(), 8, high).total
-
-
-def test_goodput_of_the_reliability_paper() -> None:
-    """arXiv:2410.21680: 6.5 failures per 1000 node-days, hourly checkpoints, 2,048 GPUs, five minutes to restart."""
-    reliability = Reliability(6.5e-3 / 8 / DAY_S, 300.0, 3600.0, 0.0)
-    by_hand = 1 - 2048 * (6.5e-3 / 8 / 86400) * (300 + 1800)
-    assert goodput_frac(2048, reliability) == pytest.approx(by_hand)
-    assert 0.9 < by_hand < 1.0
-
-
-def test_goodput_falls_with_gpus_and_never_below_zero() -> None:
-    reliability = Reliability(5e-4 / DAY_S, 600.0, 3600.0, 30.0)
-    values = [goodput_frac(n, reliability) for n in (1, 1000, 100_000, 10_000_000)]
-    assert values == sorted(values, reverse=True)
-    assert values[-1] == 0.0
