@@ -20,10 +20,16 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "routing": ("moeplan.cli.routing", "Route tokens only: expert load, imbalance, drops, traffic, placement."),
     "accuracy": ("moeplan.cli.accuracy", "Predict measured runs and report errors and interval coverage."),
     "calibrate": ("moeplan.cli.calibrate", "Fit efficiency parameters to measured runs; writes a new fitted file."),
+    "import": ("moeplan.cli.import_", "Read results of other tools' serving benchmarks into a table of runs."),
     "measure": ("moeplan.cli.measure", "Time kernels on this machine's GPU into tables for calibrate."),
     "catalog": ("moeplan.cli.catalog", "Show what is known: hardware, models, prices, runs, with sources."),
     "schema": ("moeplan.cli.schema", "Print the JSON Schema of scenario files, for editors."),
 }
+
+
+def _attribute(command: str) -> str:
+    """Name of a command's function in its module; ``import`` is a word of the language."""
+    return f"{command}_" if command == "import" else command
 
 
 class _LazyGroup(click.Group):
@@ -33,7 +39,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), _attribute(cmd_name))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from moeplan.errors import InputError, Problem, input_error
+from moeplan.files.write import write_text
 
 # Columns a serving row needs to be understood, and those that hold numbers. Everything else is carried through.
 SERVING_NEEDED: tuple[str, ...] = (
@@ -76,6 +77,27 @@ def read_runs(path: Path) -> RunTable:
     if missing:
         raise input_error(path, f"column {', '.join(missing)} missing", allowed=", ".join(needed))
     return RunTable(kind, _typed(path, frame, numbers), tuple(c for c in frame.columns if c not in known))
+
+
+def write_runs(path: Path, rows: Sequence[Mapping[str, Any]], *, append: bool) -> tuple[int, int]:
+    """Write rows as a table of serving runs, whole or not at all; returns how many are new and how many were there.
+
+    Raises:
+        InputError: ``path`` exists and is not to be added to, is no such table, or cannot be written.
+    """
+    if path.exists() and not append:
+        raise input_error(path, "exists already", hint="--append adds to it")
+    frame = pd.DataFrame([*rows]).dropna(axis=1, how="all").drop_duplicates("run_id")
+    old = pd.DataFrame({"run_id": []}, dtype=str)
+    if path.exists():
+        read_runs(path)
+        old = pd.read_csv(path, dtype=str, keep_default_na=False)
+    fresh = frame[~frame["run_id"].isin(old["run_id"])]
+    together = pd.concat([old, fresh], ignore_index=True) if len(old) else fresh
+    order = {name: i for i, name in enumerate(dict.fromkeys([*SERVING_TEXT, *SERVING_NUMBERS]))}
+    columns = sorted(together.columns, key=lambda name: order.get(name, len(order)))
+    write_text(path, together[columns].to_csv(index=False, float_format="%.9g"))
+    return len(fresh), len(rows) - len(fresh)
 
 
 def _typed(path: Path, frame: pd.DataFrame, numbers: Sequence[str]) -> pd.DataFrame:
