@@ -81,25 +81,29 @@ def test_full_accounting_per_second(benchmark):
 
 
 def test_scales_to_both_cores(benchmark):
-    """The layers of a step on two threads: the same counts, in little more than half the wall time of one."""
+    """The layers of a step on two threads: the same counts, in little more than half the wall time of one.
+
+    On a machine that does other work wall time says nothing: there no more processor time than on one thread.
+    """
     if (os.cpu_count() or 1) < 2:
         pytest.skip("one core")
     weights = zipf(256, 0.5)
     counted(weights, 8, 10)
 
     def run(n_threads):
-        start = time.perf_counter()
+        wall, spent = time.perf_counter(), time.process_time()
         with ThreadPoolExecutor(n_threads) as pool:
             counts = list(pool.map(lambda layer: counted(weights, 8, layer=layer), range(8)))
-        return time.perf_counter() - start, counts
+        return time.perf_counter() - wall, time.process_time() - spent, counts
 
     one, two = ([run(n) for _ in range(5)] for n in (1, 2))
-    for _, counts in two:
-        np.testing.assert_array_equal(counts, one[0][1])
-    ratio = min(s for s, _ in one) / min(s for s, _ in two)
-    benchmark.extra_info["one_thread_over_two"] = ratio
+    for *_, counts in two:
+        np.testing.assert_array_equal(counts, one[0][2])
+    wall_ratio, cpu_ratio = (min(r[i] for r in one) / min(r[i] for r in two) for i in (0, 1))
+    benchmark.extra_info.update(wall_one_over_two=wall_ratio, cpu_one_over_two=cpu_ratio)
     benchmark.pedantic(run, (2,), rounds=1)
-    assert ratio > 1.4  # two on a quiet machine
+    crowded = os.getloadavg()[0] > 1.2
+    assert cpu_ratio > 0.7 if crowded else wall_ratio > 1.6, (wall_ratio, cpu_ratio)
 
 
 def test_counts_of_a_large_step(benchmark):
