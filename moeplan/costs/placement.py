@@ -8,6 +8,8 @@ to few groups visits few nodes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,24 @@ from moeplan.spec.routing import Placement
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slots:
+    """A placement as the routing kernel reads it: slots sorted by the expert they hold."""
+
+    order: Ints  # (n_slots,) index of each in the placement, row by row
+    first: Ints  # (n_experts + 1,) where the slots of each expert begin
+    rank: Ints  # (n_slots,) GPU of each
+    shape: tuple[int, int]  # of the placement: GPUs, slots of one
+
+    @staticmethod
+    def of(placed: Ints, n_experts: int) -> Slots:
+        """``placed`` (n_ranks, slots per rank): expert held by each slot."""
+        flat = placed.ravel()
+        order = np.argsort(flat, kind="stable")
+        first = np.searchsorted(flat[order], np.arange(n_experts + 1)).astype(np.int64)
+        return Slots(order, first, order // placed.shape[1], (placed.shape[0], placed.shape[1]))
 
 
 def place(

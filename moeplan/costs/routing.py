@@ -14,23 +14,24 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import betainc
 
-from moeplan.costs.placement import place, slot_share
+from moeplan.costs.choices import LayerChoices, capacity_of, layer_choices, route_tokens, with_weights
+from moeplan.costs.expert_exchange import distinct_groups
+from moeplan.costs.placement import Slots, place, slot_share
+from moeplan.costs.popularity import long_run
 from moeplan.kernels import routing as kernel
-from moeplan.kernels.inclusion import inclusion_probabilities
 from moeplan.kernels.maxima import expected_maxima
 from moeplan.spec.model import MoeMlp
-from moeplan.spec.routing import Correlation, Popularity, RoutingAssumption
+from moeplan.spec.routing import RoutingAssumption
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 N_LAYERS_AVERAGED = 16  # draws of a popularity law whose mean stands for a model's layers
+_N_LAYERS_WANDERING = 8  # the same where each layer is looked at several times
 _FEW = 8  # token counts up to which each is integrated; more are interpolated in logarithms, half octaves apart
 _OCTAVES = (14, 18, 28)
-_GROUPED_TOKENS = 10_000  # tokens routed per layer where group limits leave no closed form
-_SALT = {"popularity": 1, "topic": 2, "hash": 3}
+_COPIED_LAYERS, _COPIED_TOKENS = 4, 4096  # routed to see where copies of a token go: within 1 % of their mean
 _TINY = 1e-12
-_EVEN_FRAC = 0.1  # coefficient of variation of weights below which group limits are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,148 +45,18 @@ class RankLoads:
     kept_frac: Array  # pairs not dropped
 
 
-def layer_weights(block: MoeMlp, routing: RoutingAssumption, layer: int) -> Array:
-    """Selection weights of a layer, summing to 1: of the experts and identity experts; of token ids under hashing.
-
-    A law is drawn anew for every layer (layer l of a given seed is always the same); rows of a histogram repeat. A
-    histogram holds how often experts were selected; under top-k that is inverted by -log(1 - p), the exponential-clock
-    approximation (Rosen 1997, J. Stat. Plann. Inference 62, 135). Identity experts weigh the mean of the others.
-    """
-    if routing.router == "hash":
-        row = _law_row(routing.law, routing.n_token_ids, 1, 1, layer, routing.seed)
-    else:
-        row = _law_row(routing.law, block.n_experts, block.top_k, block.n_group, layer, routing.seed)
-    if block.n_zero_experts and routing.router == "top_k":
-        row = np.concatenate([row, np.full(block.n_zero_experts, row.mean())])
-    return np.asarray(row / row.sum())
-
-
-def _law_row(popularity: Popularity, n_experts: int, top_k: int, n_group: int, layer: int, seed: int) -> Array:
-    rng = np.random.default_rng((_SALT["popularity"], seed, layer))
-    match popularity.law:
-        case "uniform":
-            return np.ones(n_experts)
-        case "zipf":
-            return np.asarray(rng.permutation(np.arange(1.0, n_experts + 1) ** -popularity.value))
-        case "dirichlet":
-            return np.asarray(np.maximum(rng.gamma(popularity.value, 1.0, n_experts), _TINY))
-        case "lognormal":
-            own = np.sqrt(popularity.value**2 - popularity.group_spread**2) * rng.standard_normal(n_experts)
-            shared = popularity.group_spread * rng.standard_normal(n_group)
-            return np.asarray(np.exp(own + np.repeat(shared, n_experts // n_group)))
-        case "histogram":
-            counts = np.asarray(popularity.histogram[layer % len(popularity.histogram)], np.float64)
-            counts = np.maximum(counts, 0.5)  # never seen: less often than once
-            share = np.minimum(counts / counts.sum() * top_k, 1.0 - 1e-6)
-            return np.asarray(-np.log1p(-share))
-
-
-def topic_weights(weights: Array, correlation: Correlation, seed: int, layer: int) -> Array:
-    """Weights under each topic, shape (n_topics, n), rows sum to 1 and their mean is ``weights`` (n,).
-
-    Log-normal preferences, scaled in turn along both axes until both sums hold (Sinkhorn).
-    """
-    if correlation.n_topics == 1 or correlation.spread == 0.0:
-        return np.ascontiguousarray(weights[None, :])
-    rng = np.random.default_rng((_SALT["topic"], seed, layer))
-    taste = np.exp(correlation.spread * rng.standard_normal((correlation.n_topics, weights.size))) * weights
-    for _ in range(30):
-        taste *= weights / np.maximum(taste.mean(axis=0), 1e-300)
-        taste /= taste.sum(axis=1, keepdims=True)
-    return np.asarray(taste)
-
-
-def hash_tables(n_tokens_known: int, n_experts: int, top_k: int, seed: int, layer: int) -> npt.NDArray[np.int64]:
-    """Experts of each token id under hash routing (Roller 2021, arXiv:2106.04426), shape (n_tokens_known, top_k)."""
-    rng = np.random.default_rng((_SALT["hash"], seed, layer))
-    first = rng.integers(0, n_experts, (n_tokens_known, 1))
-    step = 1 + rng.integers(0, max((n_experts - 1) // max(top_k - 1, 1), 1), (n_tokens_known, 1))
-    return np.asarray((first + np.arange(top_k) * step) % n_experts, np.int64)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerChoices:
-    """How the tokens of one layer choose: what the kernel needs, and each expert's selection probability."""
-
-    method: int  # of `kernels.routing`
-    weights: Array  # (n_topics, n_choices)
-    tables: npt.NDArray[np.uint64]  # alias tables of the weights
-    selected: Array  # (n_topics, n_experts), each row sums to top_k less identity experts
-    hashed: npt.NDArray[np.int64]  # (n_choices, top_k) under hash routing
-
-
-def _method(block: MoeMlp, routing: RoutingAssumption) -> int:
-    if routing.router == "hash":
-        return kernel.HASH
-    if routing.router == "expert_choice":
-        return kernel.EXPERT_CHOICE
-    timed = block.topk_group < block.n_group or (routing.capacity_factor is not None and routing.drop == "priority")
-    return kernel.TIMED if timed else kernel.PLAIN
-
-
-def group_rule(block: MoeMlp) -> int:
-    """Score of a group: best expert (DeepSeek-V2, softmax) or the sum of the best two (DeepSeek-V3, sigmoid)."""
-    return kernel.GROUP_MAX if block.scoring == "softmax" else kernel.GROUP_TOP_TWO
-
-
-@lru_cache(maxsize=256)
-def layer_choices(block: MoeMlp, routing: RoutingAssumption, layer: int) -> LayerChoices:
-    """The choices of layer ``layer`` (from 0, MoE layers only)."""
-    return with_weights(block, routing, layer, layer_weights(block, routing, layer))
-
-
-def with_weights(block: MoeMlp, routing: RoutingAssumption, layer: int, weights: Array) -> LayerChoices:
-    """The choices of a layer whose weights (n_choices,) are given, as under drift."""
-    method = _method(block, routing)
-    topics = topic_weights(weights, routing.correlation, routing.seed, layer)
-    tables = np.stack([kernel.alias_table(row) for row in topics])
-    hashed = np.zeros((1, block.top_k), np.int64)
-    if method == kernel.HASH:
-        hashed = hash_tables(routing.n_token_ids, block.n_experts, block.top_k, routing.seed, layer)
-        selected = np.zeros((len(topics), block.n_experts))
-        for row, topic in zip(selected, topics, strict=True):
-            np.add.at(row, hashed.ravel(), np.repeat(topic, block.top_k))
-    elif method == kernel.EXPERT_CHOICE:
-        share = min(1.0, block.top_k * (routing.capacity_factor or 1.0) / block.n_experts)
-        selected = np.full((len(topics), block.n_experts), share)
-    elif block.topk_group < block.n_group:
-        selected = np.stack([_sampled(block, routing, layer, row, t) for row, t in zip(topics, tables, strict=True)])
-    else:
-        found = [inclusion_probabilities(row, block.top_k) for row in topics]
-        selected = np.stack(found)[:, : block.n_experts]
-    return LayerChoices(method, topics, tables, selected, hashed)
-
-
-def _sampled(
-    block: MoeMlp, routing: RoutingAssumption, layer: int, weights: Array, table: npt.NDArray[np.uint64]
-) -> Array:
-    """Selection probabilities (n_experts,) by routing tokens: group limits leave no closed form.
-
-    Limits move probabilities by a share of their unevenness: where there is little, sampling noise would be more.
-    """
-    if weights.std() < _EVEN_FRAC * weights.mean():
-        return np.asarray(inclusion_probabilities(weights, block.top_k)[: block.n_experts])
-    counts = np.zeros(block.n_experts, np.int64)
-    one = np.zeros(1, np.int64)
-    kernel.route(
-        routing.seed, 0, layer, _GROUPED_TOKENS, block.top_k, kernel.TIMED, table[None], weights[None], 1,
-        group_rule(block), block.n_group, block.topk_group, float(block.top_k), np.zeros((1, 1), np.int64),
-        block.n_experts, 0, False, np.arange(block.n_experts + 1), np.zeros(block.n_experts, np.int64), one, counts,
-        np.zeros(block.n_experts, np.int64), np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64),
-        np.zeros(kernel.N_SUMS, np.int64),
-    )  # fmt: skip
-    return np.asarray(counts / _GROUPED_TOKENS)
-
-
 def n_layers_averaged(routing: RoutingAssumption) -> int:
     """Layers whose mean stands for all: one where they are alike."""
-    return 1 if routing.law.law == "uniform" and routing.router != "hash" else N_LAYERS_AVERAGED
+    if routing.law.law == "uniform" and routing.router != "hash":
+        return 1
+    return _N_LAYERS_WANDERING if routing.wanders else N_LAYERS_AVERAGED
 
 
 @lru_cache(maxsize=64)
-def of_block(block: MoeMlp, routing: RoutingAssumption) -> tuple[Array, ...]:
-    """Selection probabilities of the averaged layers, each (n_experts,)."""
-    return tuple(layer_choices(block, routing, i).selected.mean(axis=0) for i in range(n_layers_averaged(routing)))
+def _pairs_per_token(block: MoeMlp, routing: RoutingAssumption) -> float:
+    """Pairs of a token and a routed expert: top_k, less the identity experts it chooses."""
+    n_layers = n_layers_averaged(routing)
+    return sum(float(layer_choices(block, routing, i).selected.mean(axis=0).sum()) for i in range(n_layers)) / n_layers
 
 
 def expected_distinct(n_tokens: npt.ArrayLike, probabilities: Array) -> Array:
@@ -214,7 +85,7 @@ def rank_loads(
         log_grid = np.log(grid)
         at = np.log(np.maximum(flat, 1e-300))
         found = np.stack([np.exp(np.interp(at, log_grid, np.log(np.maximum(row, _TINY)))) for row in found])
-    mean = flat * sum(float(p.sum()) for p in of_block(block, routing)) / n_layers_averaged(routing) / n_ranks
+    mean = flat * _pairs_per_token(block, routing) / n_ranks
     assignments, distinct, fullest, kept = (row.reshape(tokens.shape) for row in found)
     mean = mean.reshape(tokens.shape)
     offered = np.maximum(mean * n_ranks, 1e-300)
@@ -228,11 +99,40 @@ def _rank_loads_at(
     """Rows of assignments, distinct, fullest expert and kept pairs at ``tokens``, shape (4, n_tokens); do not write."""
     at = np.asarray(tokens)
     n_layers = n_layers_averaged(routing)
-    total = np.zeros((4, at.size))
+    found = []
+    for layer in range(n_layers):
+        for state in long_run(block, routing, layer):
+            if routing.wanders:
+                choices = with_weights(block, routing, layer, state.weights)
+            else:
+                choices = layer_choices(block, routing, layer)
+            found.append(np.stack(_layer_loads(block, at, n_ranks, routing, n_nodes, choices, state.placed_by)))
+    return np.asarray(np.mean(found, axis=0))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCopies:
+    """Where the copies of one token go, its own GPU and node counted; means over layers."""
+
+    n_ranks: float  # distinct GPUs
+    n_nodes: float  # distinct scale-up domains
+
+
+@lru_cache(maxsize=256)
+def token_copies(block: MoeMlp, n_ranks: int, routing: RoutingAssumption, *, n_nodes: int = 1) -> TokenCopies:
+    """Distinct GPUs and nodes that hold a token's experts: closed form where all are alike, else routed tokens."""
+    even = routing.law.law == "uniform" and routing.router == "top_k" and block.topk_group == block.n_group
+    if even and not block.n_zero_experts and not routing.n_redundant_experts and block.n_experts % n_ranks == 0:
+        return TokenCopies(*(float(distinct_groups(block.top_k, block.n_experts, n)) for n in (n_ranks, n_nodes)))
+    n_layers, found = min(n_layers_averaged(routing), _COPIED_LAYERS), np.zeros(2)
     for layer in range(n_layers):
         choices = layer_choices(block, routing, layer)
-        total += np.stack(_layer_loads(block, at, n_ranks, routing, n_nodes, choices))
-    return np.asarray(total / n_layers)
+        placed = placement_of(block, routing, choices.selected.mean(axis=0), n_ranks, n_nodes)
+        sums = route_tokens(
+            block, routing, choices, Slots.of(placed, block.n_experts), _COPIED_TOKENS, n_nodes=n_nodes, layer=layer
+        ).sums
+        found += sums[[kernel.N_COPIES, kernel.N_NODE_COPIES]] / (n_layers * _COPIED_TOKENS)
+    return TokenCopies(*found.tolist())
 
 
 def placement_of(block: MoeMlp, routing: RoutingAssumption, load: Array, n_ranks: int, n_nodes: int) -> Ints:
@@ -246,10 +146,16 @@ def placement_of(block: MoeMlp, routing: RoutingAssumption, load: Array, n_ranks
 
 
 def _layer_loads(
-    block: MoeMlp, tokens: Array, n_ranks: int, routing: RoutingAssumption, n_nodes: int, choices: LayerChoices
+    block: MoeMlp,
+    tokens: Array,
+    n_ranks: int,
+    routing: RoutingAssumption,
+    n_nodes: int,
+    choices: LayerChoices,
+    placed_by: Array | None,
 ) -> tuple[Array, Array, Array, Array]:
     popular = choices.selected.mean(axis=0)
-    placed = placement_of(block, routing, popular, n_ranks, n_nodes)
+    placed = placement_of(block, routing, popular if placed_by is None else placed_by, n_ranks, n_nodes)
     kept = kept_pairs(tokens, popular, block, n_ranks, routing)
     share = slot_share(placed, popular)  # (n_ranks, n_slots)
     ratio = slot_share(placed, np.where(popular > 0.0, 1.0, 0.0))  # of the expert's tokens that come to this slot
@@ -276,7 +182,7 @@ def _layer_loads(
     fullest = expected_maxima(np.ascontiguousarray(flat[:, order]), np.ascontiguousarray(np.sqrt(spread[:, order])))
     fullest = np.clip(fullest, np.maximum(least, flat.max(axis=1)), np.maximum(tokens, 1e-300))
     if routing.capacity_factor is not None:
-        fullest = np.minimum(fullest, n_ranks * _capacity(tokens / n_ranks, block, routing.capacity_factor))
+        fullest = np.minimum(fullest, n_ranks * capacity_of(tokens / n_ranks, block, routing.capacity_factor))
     return assignments, distinct, np.minimum(fullest, assignments), kept.sum(axis=1)
 
 
@@ -292,16 +198,6 @@ def _miss(tokens: Array, probabilities: Array, burst: int) -> Array:
     return np.asarray(of_run ** (tokens / run)[:, None, None])
 
 
-def _capacity(n_tokens: Array, block: MoeMlp, factor: float) -> Array:
-    """Pairs one expert takes of one GPU's ``n_tokens``: ceil(factor x tokens x k / experts) (arXiv:2006.16668)."""
-    return np.asarray(np.ceil(factor * n_tokens * block.top_k / block.n_experts - 1e-9))
-
-
-def capacity_tokens(n_tokens: float, block: MoeMlp, factor: float) -> int:
-    """``_capacity`` of one count, at least 1."""
-    return max(1, int(_capacity(np.asarray(n_tokens), block, factor)))
-
-
 def kept_pairs(tokens: Array, selected: Array, block: MoeMlp, n_ranks: int, routing: RoutingAssumption) -> Array:
     """Expected pairs each expert computes, shape (T, n_experts): all, or the mean of min(load, capacity).
 
@@ -312,7 +208,7 @@ def kept_pairs(tokens: Array, selected: Array, block: MoeMlp, n_ranks: int, rout
     if routing.capacity_factor is None or routing.router == "expert_choice":
         return np.asarray(offered)
     own = tokens[:, None] / n_ranks
-    capacity = _capacity(own, block, routing.capacity_factor)
+    capacity = capacity_of(own, block, routing.capacity_factor)
 
     def at_most(n: Array, c: Array) -> Array:
         inside = betainc(np.maximum(n - c, _TINY), np.maximum(c, 0.0) + 1.0, 1.0 - selected)

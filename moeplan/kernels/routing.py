@@ -212,6 +212,7 @@ def count_choices(
     ``tables``, ``weights`` (n_topics, n_experts) and ``burst`` as in `route`.
     """
     s0, s1 = stream(seed, step, layer, source)
+    t0, t1 = stream(seed, step, _TOPICS, source)
     marked, marks = np.zeros(counts.size, np.uint64), np.empty(counts.size, np.int64)
     everything = np.ones(1, np.bool_)
     drawn = np.empty(max(_BLOCK, top_k) + 1, np.uint32)
@@ -220,7 +221,7 @@ def count_choices(
     for first in range(0, n_tokens, run):
         topic = np.uint64(0)
         if tables.shape[0] > 1:
-            word, s0, s1 = _next(s0, s1)
+            word, t0, t1 = _next(t0, t1)
             topic = ((word >> _HALF) * np.uint64(tables.shape[0])) >> _HALF
         stamp, s0, s1 = _count_run(
             tables[topic], weights[topic], min(run, n_tokens - first), top_k, drawn, marked, marks, stamp, everything,

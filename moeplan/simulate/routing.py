@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from moeplan.costs import routing as costs
+from moeplan.costs import choices as costs
+from moeplan.costs.placement import Slots
+from moeplan.costs.popularity import Course
+from moeplan.costs.routing import placement_of
 from moeplan.kernels import routing as kernel
-from moeplan.kernels.inclusion import inclusion_probabilities
 from moeplan.spec.model import MoeMlp
 from moeplan.spec.routing import RoutingAssumption
 
@@ -97,6 +99,7 @@ def simulate_routing(
 ) -> RoutingSimulation:
     """Route ``n_steps`` steps through ``n_layers`` layers at most (default: all).
 
+    Under drift the steps are spaced over two placements and four half-lives of a run that has long been going on.
     Without ``n_steps`` as many as the budget ``token_layers`` allows, 3 to 200; layers are thinned out to afford 8.
 
     Raises ValueError when experts and copies do not divide over GPUs or nodes.
@@ -112,13 +115,20 @@ def simulate_routing(
         n_steps = n_steps or MOST_STEPS // 4
     elif n_steps is None:
         n_steps = int(np.clip(affordable // (per_layer * len(layers)), FEWEST_STEPS, MOST_STEPS))
-    states = [_Layer(step, routing, layer) for layer in layers]
+    apart = _steps_apart(routing, n_steps)
+    states = [_Layer(step, routing, layer, apart) for layer in layers]
     advance: Callable[[_Layer, int], _Outcome] = _Layer.by_counts if by_counts else _Layer.by_tokens
     outcomes = []
     with ThreadPoolExecutor(min(len(states), os.cpu_count() or 1)) as pool:
         for number in range(n_steps):
             outcomes.append(list(pool.map(advance, states, [number] * len(states))))
     return _summary(step, routing, "counts" if by_counts else "tokens", layers, outcomes)
+
+
+def _steps_apart(routing: RoutingAssumption, n_steps: int) -> int:
+    """So that ``n_steps`` span two placements and four half-lives: what is simulated stands for a long run."""
+    span = max(4.0 * (routing.drift_half_life_steps or 0.0), 2.0 * (routing.rebalance_steps or 0))
+    return max(1, round(span / n_steps))
 
 
 def before_and_after(
@@ -150,97 +160,57 @@ class _Outcome:
 class _Layer:
     """One MoE layer over the steps: its popularity drifts, its balance acts, its experts move."""
 
-    def __init__(self, step: RoutingStep, routing: RoutingAssumption, layer: int) -> None:
+    def __init__(self, step: RoutingStep, routing: RoutingAssumption, layer: int, apart: int) -> None:
         self.step, self.routing, self.layer, self.block = step, routing, layer, step.blocks[layer]
-        self.choices = costs.layer_choices(self.block, routing, layer)
-        self.weights = self.choices.weights.mean(axis=0)
-        self.still = routing.drift_half_life_steps is None and routing.balance == "none"
-        with np.errstate(divide="ignore"):
-            log = np.log(np.maximum(self.weights, 1e-300))
-        self.level, self.log = float(log.mean()), log - log.mean()
-        self.spread = float(self.log.std())
-        self.bias = np.zeros(log.size)
-        self.seen = np.zeros(self.block.n_experts)
+        self.apart = apart  # steps from one that is simulated to the next
+        self.course = Course(self.block, routing, layer) if routing.wanders else None
         self.rng = np.random.default_rng((4, routing.seed, layer))
-        self._put(self.choices.selected.mean(axis=0))
+        if self.course is None:
+            self.choices = costs.layer_choices(self.block, routing, layer)
+            self._put(self.choices.selected.mean(axis=0))
+        else:
+            self._choose(self.course)
+            self._put(self.course.placed_by)
 
     def _put(self, load: Array) -> None:
-        """Place experts by ``load``; slots sorted by expert for the kernel."""
-        s = self.step
-        self.placed = costs.placement_of(self.block, self.routing, load, s.n_ranks, s.n_nodes)
-        flat = self.placed.ravel()
-        self.order = np.argsort(flat, kind="stable")
-        self.first = np.searchsorted(flat[self.order], np.arange(self.block.n_experts + 1)).astype(np.int64)
-        self.rank_of_slot = self.order // self.placed.shape[1]
+        """Place experts by ``load``."""
+        self.placed = placement_of(self.block, self.routing, load, self.step.n_ranks, self.step.n_nodes)
+        self.slots = Slots.of(self.placed, self.block.n_experts)
 
-    def _prepare(self, number: int) -> None:
-        """Popularity and placement of step ``number``."""
-        r = self.routing
-        if number and r.rebalance_steps is not None and number % r.rebalance_steps == 0:
-            self._put(self.seen)  # by what was counted since the last time, as engines do
-            self.seen = np.zeros_like(self.seen)
-        if self.still or number == 0:
-            return
-        if r.drift_half_life_steps is not None:
-            keep = 0.5 ** (1.0 / r.drift_half_life_steps)
-            self.log = keep * self.log + np.sqrt(1.0 - keep**2) * self.spread * self.rng.standard_normal(self.log.size)
-        weights = np.exp(self.log + self.bias)
-        weights /= weights.sum()
-        topics = costs.topic_weights(weights, r.correlation, r.seed, self.layer)
-        tables = np.stack([kernel.alias_table(row) for row in topics])
-        self.choices = replace(self.choices, weights=topics, tables=tables)
+    def _choose(self, course: Course) -> None:
+        self.choices = costs.with_weights(self.block, self.routing, self.layer, course.weights)
 
     def _learn(self, counts: Ints) -> None:
-        """What the balance and the placement see of a step."""
-        self.seen += counts
-        r = self.routing
-        if r.balance != "none":
-            excess = counts / max(counts.mean(), 1e-12) - 1.0
-            change = excess if r.balance == "aux_loss" else np.sign(excess)
-            self.bias[: counts.size] -= r.balance_rate * change
+        """What the balance and the placement see of a step; the time to the next."""
+        if self.course is None:
+            return
+        if self.course.advance(self.apart, counts / max(self.step.n_tokens, 1)):
+            self._put(self.course.placed_by)
+        self._choose(self.course)
 
     def by_tokens(self, number: int) -> _Outcome:
         """Route the step token by token."""
-        self._prepare(number)
         found = self._route(number, self.step.tokens_per_gpu)
         self._learn(found.counts)
         return found
 
     def _route(self, number: int, tokens_per_gpu: int) -> _Outcome:
-        s, r, b, c = self.step, self.routing, self.block, self.choices
-        n_choices = max(c.weights.shape[1] if c.method != kernel.HASH else 0, b.n_experts)
-        counts, slots = np.zeros(n_choices, np.int64), np.zeros(self.placed.size, np.int64)
-        traffic, node_traffic = np.zeros((s.n_ranks, s.n_ranks), np.int64), np.zeros((s.n_ranks, s.n_nodes), np.int64)
-        sums = np.zeros(kernel.N_SUMS, np.int64)
-        capacity = 0
-        if r.capacity_factor is not None and c.method != kernel.EXPERT_CHOICE:
-            capacity = costs.capacity_tokens(tokens_per_gpu, b, r.capacity_factor)
-        elif c.method == kernel.EXPERT_CHOICE:
-            capacity = costs.capacity_tokens(tokens_per_gpu, b, r.capacity_factor or 1.0)
-        kernel.route(
-            r.seed, number, self.layer, tokens_per_gpu, b.top_k, c.method, c.tables, c.weights,
-            r.correlation.burst_tokens, costs.group_rule(b), b.n_group, b.topk_group, float(b.top_k), c.hashed,
-            b.n_experts, capacity, r.drop == "priority" and capacity > 0, self.first,
-            self.rank_of_slot.astype(np.int64), np.arange(s.n_ranks) * s.n_nodes // s.n_ranks,
-            counts, slots, traffic, node_traffic, sums,
+        s = self.step
+        found = costs.route_tokens(
+            self.block, self.routing, self.choices, self.slots, tokens_per_gpu, n_sources=s.n_ranks, n_nodes=s.n_nodes,
+            layer=self.layer, step=number,
         )  # fmt: skip
-        by_slot = np.empty(self.placed.size, np.int64)
-        by_slot[self.order] = slots
-        by_slot = by_slot.reshape(self.placed.shape)
         return _Outcome(
-            counts[: b.n_experts], by_slot, (by_slot > 0).sum(axis=1), traffic.astype(float),
-            node_traffic.astype(float), sums.astype(float),
+            found.counts, found.slot_counts, (found.slot_counts > 0).sum(axis=1), found.traffic.astype(float),
+            found.node_traffic.astype(float), found.sums.astype(float),
         )  # fmt: skip
 
     def by_counts(self, number: int) -> _Outcome:
         """Draw the step's counts at once; traffic is that of a sample of tokens, scaled."""
-        self._prepare(number)
         s, b = self.step, self.block
-        selected = self.choices.selected
-        if not self.still and number:
-            rows = [inclusion_probabilities(row, b.top_k)[: b.n_experts] for row in self.choices.weights]
-            selected = np.stack(rows)
-        counts = sample_counts(s.n_tokens, selected, self.routing.correlation.burst_tokens, self.rng)
+        topics = np.random.default_rng((6, self.routing.seed, number))  # the same in all layers
+        burst = self.routing.correlation.burst_tokens
+        counts = sample_counts(s.n_tokens, self.choices.selected, burst, self.rng, topics)
         sample = min(_SAMPLED_TOKENS, s.tokens_per_gpu)
         few, scale = self._route(number, sample), s.tokens_per_gpu / sample
         copies = np.bincount(self.placed.ravel(), minlength=b.n_experts)

@@ -64,6 +64,11 @@ class RoutingAssumption:
             return self.popularity
         return Popularity("zipf", self.zipf_exponent) if self.zipf_exponent else Popularity("uniform")
 
+    @property
+    def wanders(self) -> bool:
+        """Whether popularity changes from step to step."""
+        return self.drift_half_life_steps is not None or self.balance != "none"
+
     def in_order(self) -> RoutingAssumption:
         """The same with experts placed in their own order, without copies."""
         return replace(self, placement="contiguous", placement_map=None, n_redundant_experts=0, rebalance_steps=None)

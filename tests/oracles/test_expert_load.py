@@ -8,6 +8,7 @@ from routing_cases import route
 from step_cases import moe
 
 from moeplan.costs import routing
+from moeplan.costs.choices import capacity_tokens
 from moeplan.costs.placement import place
 from moeplan.kernels import routing as kernel
 from moeplan.spec.routing import Correlation, Popularity, RoutingAssumption
@@ -38,7 +39,7 @@ def simulated(block, assumption, n_tokens, n_ranks, n_steps):
         rank_of = np.repeat(np.arange(n_ranks), placed.shape[1])[np.argsort(placed.ravel(), kind="stable")]
         capacity = 0
         if assumption.capacity_factor:
-            capacity = routing.capacity_tokens(n_tokens / n_ranks, block, assumption.capacity_factor)
+            capacity = capacity_tokens(n_tokens / n_ranks, block, assumption.capacity_factor)
         for step in range(n_steps):
             one = route(
                 choices.weights, n_tokens // n_ranks, block.top_k, method=choices.method, n_sources=n_ranks,

@@ -175,3 +175,13 @@ def test_topics_keep_bursts_together():
     assert all(c[:8].sum() in (0, 8) for c in per_step)
     share = np.mean([c[:8].sum() for c in per_step]) / 8
     assert share == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_a_token_keeps_its_topic_through_the_layers(n_ranks):
+    """What joins the layers: the topic of a run is the same in all of them, whichever path counts."""
+    weights = np.zeros((2, 16))
+    weights[0, :8], weights[1, 8:] = 1 / 8, 1 / 8
+    for step in range(50):
+        first = [route(weights, 4, 2, burst=4, step=step, layer=i, n_ranks=n_ranks).counts[:8].sum() for i in range(4)]
+        assert first in ([8] * 4, [0] * 4)
