@@ -53,26 +53,45 @@ def layer_choices(block: MoeMlp, routing: RoutingAssumption, layer: int) -> Laye
     return with_weights(block, routing, layer, layer_weights(block, routing, layer))
 
 
-def with_weights(block: MoeMlp, routing: RoutingAssumption, layer: int, weights: Array) -> LayerChoices:
-    """The choices of a layer whose weights (n_choices,) are given, as under drift."""
+def with_weights(
+    block: MoeMlp, routing: RoutingAssumption, layer: int, weights: Array, *, selected: bool = True
+) -> LayerChoices:
+    """The choices of a layer whose weights (n_choices,) are given, as under drift.
+
+    ``selected`` false leaves the selection probabilities out, which drawing tokens does not need.
+    """
     method = _method(block, routing)
     topics = topic_weights(weights, routing.correlation, routing.seed, layer)
     tables = np.stack([kernel.alias_table(row) for row in topics])
     hashed = np.zeros((1, block.top_k), np.int64)
     if method == kernel.HASH:
         hashed = hash_tables(routing.n_token_ids, block.n_experts, block.top_k, routing.seed, layer)
-        selected = np.zeros((len(topics), block.n_experts))
-        for row, topic in zip(selected, topics, strict=True):
-            np.add.at(row, hashed.ravel(), np.repeat(topic, block.top_k))
-    elif method == kernel.EXPERT_CHOICE:
+    found = np.zeros((len(topics), block.n_experts))
+    if selected:
+        found = _selected(block, routing, layer, method, topics, tables, hashed)
+    return LayerChoices(method, topics, tables, found, hashed)
+
+
+def _selected(
+    block: MoeMlp,
+    routing: RoutingAssumption,
+    layer: int,
+    method: int,
+    topics: Array,
+    tables: npt.NDArray[np.uint64],
+    hashed: Ints,
+) -> Array:
+    """Selection probability of each expert under each topic, shape (n_topics, n_experts)."""
+    if method == kernel.HASH:
+        pairs = hashed.ravel(), np.repeat(topics, block.top_k, axis=1)
+        return np.stack([np.bincount(pairs[0], row, block.n_experts) for row in pairs[1]])
+    if method == kernel.EXPERT_CHOICE:
         share = min(1.0, block.top_k * (routing.capacity_factor or 1.0) / block.n_experts)
-        selected = np.full((len(topics), block.n_experts), share)
-    elif block.topk_group < block.n_group:
-        selected = np.stack([_sampled(block, routing, layer, row, t) for row, t in zip(topics, tables, strict=True)])
-    else:
-        found = [inclusion_probabilities(row, block.top_k) for row in topics]
-        selected = np.stack(found)[:, : block.n_experts]
-    return LayerChoices(method, topics, tables, selected, hashed)
+        return np.full((len(topics), block.n_experts), share)
+    if block.topk_group < block.n_group:
+        return np.stack([_sampled(block, routing, layer, row, t) for row, t in zip(topics, tables, strict=True)])
+    found = [inclusion_probabilities(row, block.top_k) for row in topics]
+    return np.asarray(np.stack(found)[:, : block.n_experts])
 
 
 def _sampled(

@@ -24,6 +24,8 @@ from moeplan.costs.fabrics import (
 )
 from moeplan.costs.roofline import joined_s
 from moeplan.spec.hardware import Hardware
+from moeplan.spec.layout import ServingLayout
+from moeplan.spec.workload import Engine
 
 # Where nothing is measured: rounded medians of the fits to H100, H200, B200, B300 and GB200.
 _THROUGHPUT = {
@@ -161,8 +163,31 @@ def uniform_copies(
     if not once:
         per_rank = np.asarray(topk, np.float64) / ranks
         return Copies(scale_up=per_rank * (local - 1), scale_out=per_rank * (ranks - local))
+    return copies_by_link(
+        distinct_groups(topk, n_experts, ranks), distinct_groups(topk, n_experts, ranks / local), ep, hardware=hardware
+    )
+
+
+def copies_by_link(ranks_hit: ArrayLike, domains_hit: ArrayLike, ep: ArrayLike, *, hardware: Hardware) -> Copies:
+    """Copies of a token whose experts lie on so many distinct ranks and domains, its own counted; one copy to each."""
+    ranks = np.asarray(ep, np.float64)
+    local = domain_ranks(ranks, hardware, None)
     domains = ranks / local
-    hit = distinct_groups(topk, n_experts, ranks) / ranks
-    domain_hit = distinct_groups(topk, n_experts, domains) / domains
+    hit, domain_hit = np.asarray(ranks_hit) / ranks, np.asarray(domains_hit) / domains
     # A GPU also forwards what arrives for its domain's other ranks: summed over the domains, hit * (local - 1) each.
     return Copies(scale_up=hit * (local - 1) * domains, scale_out=domain_hit * (domains - 1))
+
+
+def n_domains(ep: int, hardware: Hardware) -> int:
+    """Whole scale-up domains (or nodes without one) that ``ep`` ranks fill."""
+    return max(1, int(ep // domain_ranks(np.asarray(float(ep)), hardware, None)))
+
+
+def exchanges_by_all_to_all(layout: ServingLayout, engine: Engine, hardware: Hardware) -> bool:
+    """Whether dp ranks send tokens to experts one by one instead of gathering all of them everywhere.
+
+    vLLM and SGLang default to all-gather and reduce-scatter; beyond one domain only all-to-all (DeepEP) is usual.
+    """
+    if layout.dp == 1 or layout.ep == 1:
+        return False
+    return engine.name == "trtllm" or layout.tp * layout.dp > hardware.n_gpus_scale_up

@@ -125,6 +125,7 @@ class ActivationRule:
     expert_tp: int
     linear_input_bytes: float  # 2 in bf16, 1 where the GEMM inputs are kept in fp8
     recompute: Literal["none", "selective", "full"]
+    expert_load: float = 1.0  # token-expert pairs of this GPU over the mean
 
     @property
     def token_split(self) -> int:
@@ -150,9 +151,9 @@ def block_activation_bytes_per_token(block: Block, hidden_size: int, rule: Activ
         case MoeMlp():
             shared = _mlp_bytes(split(block.shared_intermediate_size, rule.tp), block.n_matrices, rule)
             scores = 2 * 4.0 * block.n_experts / rule.token_split
-            # Each rank computes the copies its own tokens caused, on average; with expert tp every rank sees all of
+            # A rank computes the copies its own tokens caused times its load; with expert tp every rank sees all of
             # the group's.
-            copies = block.top_k / rule.token_split * rule.expert_tp
+            copies = block.top_k / rule.token_split * rule.expert_tp * rule.expert_load
             routed = _mlp_bytes(block.expert_intermediate_size / rule.expert_tp, block.n_matrices, rule)
             permuted = rule.linear_input_bytes * block.expert_hidden_size
             # the weighted sum keeps the experts' outputs, unless the weights are applied before the down projection

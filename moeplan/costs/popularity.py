@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -21,7 +21,7 @@ _TINY = 1e-12
 _WINDOWS = 8  # moments at which popularity is looked at between two placements, or in a half-life
 _MOST_MOMENTS = 1_000  # between two questions
 _CONTROL_MOVE = 0.01  # of a log weight, that a controller makes at once
-_N_STATES = 4  # of a course that stand for a long run
+_N_STATES = 2  # of a course that stand for a long run
 
 
 def layer_weights(block: MoeMlp, routing: RoutingAssumption, layer: int) -> Array:
@@ -88,17 +88,20 @@ class Course:
 
     Log weights follow a stationary autoregression of first order, exact over any number of steps. A controller sees the
     loads of a step and moves the log weights against them. Experts are placed by the loads since the last placement.
-    A new course has settled: popularity no longer remembers its start, nor does a placement that was made once.
+    A ``settled`` course no longer remembers its start, nor does a placement that was made once; ``path`` tells apart
+    courses from one start.
     """
 
-    def __init__(self, block: MoeMlp, routing: RoutingAssumption, layer: int) -> None:
+    def __init__(
+        self, block: MoeMlp, routing: RoutingAssumption, layer: int, *, settled: bool = True, path: int = 0
+    ) -> None:
         self.routing, self._top_k, self._n_experts = routing, block.top_k, block.n_experts
         weights = layer_weights(block, routing, layer)
         log = np.log(np.maximum(weights, 1e-300))
         self._log = log - log.mean()
         self._spread = float(self._log.std())
         self._bias = np.zeros(log.size)
-        self._rng = np.random.default_rng((_SALT["course"], routing.seed, layer))
+        self._rng = np.random.default_rng((_SALT["course"], routing.seed, layer, path))
         self._hashed = None
         if routing.router == "hash":
             self._hashed = hash_tables(routing.n_token_ids, block.n_experts, block.top_k, routing.seed, layer)
@@ -106,9 +109,9 @@ class Course:
         self.placed_by = self.expected_load()
         self._seen = np.zeros(block.n_experts)
         self._since = 0  # steps since the last placement
-        settling = _settling_steps(routing, self._spread)
-        every = routing.rebalance_steps or 1
-        self.advance(every * (1 + -(-settling // every)))
+        if settled:
+            every = routing.rebalance_steps or 1
+            self.advance(every * (1 + -(-_settling_steps(routing, self._spread) // every)))
 
     @property
     def weights(self) -> Array:
@@ -155,6 +158,12 @@ class Course:
             placed |= self._count(self.expected_load(), n)
             n_steps -= n
         return placed
+
+    def mean_load(self, n_steps: int) -> Array:
+        """Let ``n_steps`` pass; selections of each expert per token in them."""
+        before = self._seen.copy()
+        self.advance(n_steps)
+        return np.asarray((self._seen - before) / n_steps) if not self.still else self.expected_load()
 
     def _count(self, load: Array, n: int) -> bool:
         """``n`` steps of this load per token pass, at the end of which experts may be due for a placement."""
@@ -218,8 +227,24 @@ class State:
 @lru_cache(maxsize=1024)
 def long_run(block: MoeMlp, routing: RoutingAssumption, layer: int) -> tuple[State, ...]:
     """States of a layer that stand for a long run: one where nothing wanders, else at even ages of a placement."""
-    if not routing.wanders:
-        return (State(layer_weights(block, routing, layer), None),)
+    weights = layer_weights(block, routing, layer)
+    if routing.balance != "none":
+        return _controlled_run(block, routing, layer)
+    if routing.drift_half_life_steps is None or not routing.placed_by_load:
+        return (State(weights, None),)  # drift is stationary: all moments are alike
+    every = routing.rebalance_steps
+    oldest = _settling_steps(routing, 1.0)
+    ages = [1 + int((i + 0.5) / _N_STATES * every) if every else oldest for i in range(_N_STATES)]
+    # Drift is reversible in time: the past that a placement saw is distributed as the future of the present weights.
+    seen = []
+    for i, age in enumerate(ages):
+        course = Course(block, replace(routing, rebalance_steps=None), layer, settled=False, path=i)
+        course.advance(age)
+        seen.append(course.mean_load(every or 1))
+    return tuple(State(weights, load) for load in seen)
+
+
+def _controlled_run(block: MoeMlp, routing: RoutingAssumption, layer: int) -> tuple[State, ...]:
     course = Course(block, routing, layer)
     every = routing.rebalance_steps or 1
     apart = every * -(-round(routing.drift_half_life_steps or 1.0) // every)

@@ -7,7 +7,7 @@ loads as normal with the exact variance. ``docs/method/routing.md`` has the equa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -27,7 +27,6 @@ Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 N_LAYERS_AVERAGED = 16  # draws of a popularity law whose mean stands for a model's layers
-_N_LAYERS_WANDERING = 8  # the same where each layer is looked at several times
 _FEW = 8  # token counts up to which each is integrated; more are interpolated in logarithms, half octaves apart
 _OCTAVES = (14, 18, 28)
 _COPIED_LAYERS, _COPIED_TOKENS = 4, 4096  # routed to see where copies of a token go: within 1 % of their mean
@@ -44,12 +43,14 @@ class RankLoads:
     mean_assignments: Array  # pairs on an average GPU
     kept_frac: Array  # pairs not dropped
 
+    def where(self, mine: npt.NDArray[np.bool_], other: RankLoads) -> RankLoads:
+        """These loads where ``mine`` is true, those of ``other`` elsewhere."""
+        return RankLoads(*(np.where(mine, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
+
 
 def n_layers_averaged(routing: RoutingAssumption) -> int:
     """Layers whose mean stands for all: one where they are alike."""
-    if routing.law.law == "uniform" and routing.router != "hash":
-        return 1
-    return _N_LAYERS_WANDERING if routing.wanders else N_LAYERS_AVERAGED
+    return 1 if routing.law.law == "uniform" and routing.router != "hash" else N_LAYERS_AVERAGED
 
 
 @lru_cache(maxsize=64)
@@ -102,10 +103,10 @@ def _rank_loads_at(
     found = []
     for layer in range(n_layers):
         for state in long_run(block, routing, layer):
-            if routing.wanders:
-                choices = with_weights(block, routing, layer, state.weights)
-            else:
+            if routing.balance == "none":
                 choices = layer_choices(block, routing, layer)
+            else:
+                choices = with_weights(block, routing, layer, state.weights)
             found.append(np.stack(_layer_loads(block, at, n_ranks, routing, n_nodes, choices, state.placed_by)))
     return np.asarray(np.mean(found, axis=0))
 

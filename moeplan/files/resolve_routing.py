@@ -63,7 +63,7 @@ def _assumption(
         balance_rate=file.balance.rate,
         placement=cast(Placement, file.placement),
         placement_map=None if file.placement_map is None else tuple(tuple(row) for row in file.placement_map),
-        n_redundant_experts=file.redundant_experts,
+        n_redundant_experts=0 if training else file.redundant_experts,
         rebalance_steps=file.rebalance,
         n_token_ids=model.vocab_size if file.router == "hash" else 0,
         seed=seed,
@@ -146,13 +146,22 @@ def _law(rs: Resolving, file: PopularityFile, model: ModelArchitecture, loc: Loc
 
 def _check_placement(rs: Resolving, file: RoutingFile, model: ModelArchitecture, degrees: dict[str, int]) -> None:
     redundant: Loc = (*SECTION, "redundant_experts")
-    if file.redundant_experts and file.placement not in ("greedy", "hierarchical"):
+    balanced = file.placement in ("greedy", "hierarchical")
+    if file.rebalance is not None and (file.drift_half_life is None or not balanced):
+        rs.problem((*SECTION, "rebalance"), "new placements need a `drift_half_life` and a balanced `placement`",
+                   file.rebalance, hint="placement: greedy or hierarchical")  # fmt: skip
+    if file.balance.method != "none" and file.router != "top_k":
+        rs.problem((*SECTION, "balance"), f"{file.router} routing has no gate to balance", file.balance.method)
+    if file.redundant_experts and "serving.layout.ep" not in degrees:
+        rs.problem(redundant, "copies of experts are for serving: a training run keeps one of each",
+                   file.redundant_experts)  # fmt: skip
+    if file.redundant_experts and not balanced:
         rs.problem((*SECTION, "placement"), "redundant experts need a balanced placement", file.placement,
                    "greedy, hierarchical")  # fmt: skip
     for n_experts in sorted({block.n_experts for block in model.moe_blocks}):
         for name, ep in degrees.items():
             slots = n_experts + file.redundant_experts
-            if file.redundant_experts and slots % ep:
+            if file.redundant_experts and slots % ep and name == "serving.layout.ep":
                 what = f"{n_experts} experts and {file.redundant_experts} copies do not divide over {name} = {ep}"
                 rs.problem(redundant, what, file.redundant_experts, f"{-n_experts % ep} plus a multiple of {ep}")
             if file.placement_map is not None:

@@ -49,7 +49,7 @@ class CorrelationFile(Section):
 
 
 class BalanceFile(Section):
-    """A controller that acts on popularity after every step (`moeplan routing`)."""
+    """A controller that acts on popularity after every training step; steps are those of a run that has settled."""
 
     shorthand = "method"
     method: Annotated[str, choice("none", "aux_loss", "loss_free")] = Field(
@@ -100,7 +100,9 @@ class RoutingFile(Section):
     )
     correlation: CorrelationFile | None = Field(default=None, description="Default: tokens are independent.")
     drift_half_life: Count | None = Field(
-        default=None, description="Steps after which half of the log popularity is new (`moeplan routing`)."
+        default=None,
+        description="Steps after which half of the log popularity is new. Times, memory and cost are then "
+        "those of a long run.",
     )
     balance: BalanceFile = Field(default=BalanceFile(), description="Balancing while training.")
     placement: Annotated[str, choice("contiguous", "round_robin", "greedy", "hierarchical")] = Field(
@@ -112,10 +114,12 @@ class RoutingFile(Section):
         default=None, max_length=100_000, description="Experts (from 0) that each GPU holds, in place of `placement`."
     )
     redundant_experts: CountOrZero = Field(
-        default=0, description="Expert slots beyond one per expert, for copies of loaded ones."
+        default=0, description="Expert slots beyond one per expert, for copies of loaded ones, in service."
     )
     rebalance: Count | None = Field(
-        default=None, description="Steps between new placements under drift (`moeplan routing`); default: placed once."
+        default=None,
+        description="Steps between new placements under drift, by the loads since the last; default: placed "
+        "once, long ago.",
     )
 
     @model_validator(mode="after")

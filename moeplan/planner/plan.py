@@ -100,16 +100,15 @@ def _checks(
         fix = None
         if not training.fit.fits:
             hardware = scenario.training_hardware or scenario.hardware
-            fix = smallest_training_fix(scenario.model, hardware, scenario.training)
+            fix = smallest_training_fix(scenario.model, hardware, scenario.training, scenario.training_routing)
         checks.append(v.memory_verdict(training.fit, "the training job", fix))
         deadline = None if scenario.money.budget is None else scenario.money.budget.deadline_s
         if training.result is not None and deadline is not None:
             checks.append(v.deadline_verdict(training.result, deadline))
     if scenario.serving is not None and serving is not None:
-        copies = scenario.routing.n_redundant_experts
         fix = None
         if not serving.fit.fits:
-            fix = smallest_serving_fix(scenario.model, scenario.hardware, scenario.serving, n_redundant_experts=copies)
+            fix = smallest_serving_fix(scenario.model, scenario.hardware, scenario.serving, scenario.routing)
         checks.append(v.memory_verdict(serving.fit, "one replica", fix))
         if serving.result is not None:
             checks.append(v.load_verdict(serving.result, scenario.serving.traffic.arrivals.rate_per_s))

@@ -17,6 +17,7 @@ _N_LAYERS, _TOKEN_LAYERS = 8, 1_500_000  # a fraction of a second
 
 def routing_result(step: RoutingStep, routing: RoutingAssumption, *, exchanges: bool, decoding: bool) -> RoutingResult:
     """Route a sample of steps and layers. ``exchanges``: tokens travel to their experts, not weights to the tokens."""
+    routing = routing if step.in_runs else routing.one_by_one()
     found = simulate_routing(step, routing, n_layers=_N_LAYERS, token_layers=_TOKEN_LAYERS)
     block, tokens = step.blocks[0], step.n_tokens
     loads = {s: expert_routing.rank_loads(block, tokens, step.n_ranks, routing.with_skew(s)) for s in (*_SKEWS, 1.0)}

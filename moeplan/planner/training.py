@@ -52,7 +52,7 @@ def plan_training(
     ``require_fit`` false times the step also where the memory model says that it does not fit: for runs that happened.
     """
     tier = training_tier(model, hardware, training)
-    fit = training_memory(model, hardware, training.layout, training.work)
+    fit = training_memory(model, hardware, training.layout, training.work, routing)
     if require_fit and not fit.fits:
         return TrainingOutcome(fit, None, None, {}, tier, np.empty(0))
     step = training_step(model, hardware, training.layout, training.work, routing)

@@ -44,7 +44,7 @@ class Deployment:
             s.engine,
             max_context_tokens=s.max_context_tokens,
             mean_context_tokens=self.mean_context_tokens(),
-            n_redundant_experts=self.routing.n_redundant_experts,
+            routing=self.routing,
         )
 
     def mean_context_tokens(self) -> float:

@@ -44,6 +44,7 @@ class RoutingStep:
     n_nodes: int  # scale-up domains they lie in
     dispatch_bytes_per_value: float
     combine_bytes_per_value: float
+    in_runs: bool = True  # tokens follow each other in a text; decoding ones are of a sequence each
 
     @property
     def n_tokens(self) -> int:
@@ -104,6 +105,7 @@ def simulate_routing(
 
     Raises ValueError when experts and copies do not divide over GPUs or nodes.
     """
+    routing = routing if step.in_runs else routing.one_by_one()
     per_layer = max(step.n_tokens, 1)
     plain = all(costs.layer_choices(b, routing, 0).method == kernel.PLAIN for b in set(step.blocks))
     affordable = int(token_layers * (1.0 if plain else _GROUPED_FRAC))
@@ -116,7 +118,7 @@ def simulate_routing(
     elif n_steps is None:
         n_steps = int(np.clip(affordable // (per_layer * len(layers)), FEWEST_STEPS, MOST_STEPS))
     apart = _steps_apart(routing, n_steps)
-    states = [_Layer(step, routing, layer, apart) for layer in layers]
+    states = [_Layer(step, routing, layer, apart, by_counts) for layer in layers]
     advance: Callable[[_Layer, int], _Outcome] = _Layer.by_counts if by_counts else _Layer.by_tokens
     outcomes = []
     with ThreadPoolExecutor(min(len(states), os.cpu_count() or 1)) as pool:
@@ -160,9 +162,10 @@ class _Outcome:
 class _Layer:
     """One MoE layer over the steps: its popularity drifts, its balance acts, its experts move."""
 
-    def __init__(self, step: RoutingStep, routing: RoutingAssumption, layer: int, apart: int) -> None:
+    def __init__(self, step: RoutingStep, routing: RoutingAssumption, layer: int, apart: int, by_counts: bool) -> None:
         self.step, self.routing, self.layer, self.block = step, routing, layer, step.blocks[layer]
         self.apart = apart  # steps from one that is simulated to the next
+        self.selected = by_counts  # whether selection probabilities are needed
         self.course = Course(self.block, routing, layer) if routing.wanders else None
         self.rng = np.random.default_rng((4, routing.seed, layer))
         if self.course is None:
@@ -178,7 +181,7 @@ class _Layer:
         self.slots = Slots.of(self.placed, self.block.n_experts)
 
     def _choose(self, course: Course) -> None:
-        self.choices = costs.with_weights(self.block, self.routing, self.layer, course.weights)
+        self.choices = costs.with_weights(self.block, self.routing, self.layer, course.weights, selected=self.selected)
 
     def _learn(self, counts: Ints) -> None:
         """What the balance and the placement see of a step; the time to the next."""

@@ -18,6 +18,7 @@ def serving_step(
     layout = serving.layout
     return RoutingStep(
         name=name,
+        in_runs=name != "decode",
         blocks=model.moe_blocks,
         tokens_per_gpu=max(1, round(n_tokens * layout.dp / layout.ep)),
         n_ranks=layout.ep,

@@ -69,9 +69,18 @@ class RoutingAssumption:
         """Whether popularity changes from step to step."""
         return self.drift_half_life_steps is not None or self.balance != "none"
 
+    @property
+    def placed_by_load(self) -> bool:
+        """Whether the placement depends on the experts' loads."""
+        return self.placement_map is None and self.placement in ("greedy", "hierarchical")
+
     def in_order(self) -> RoutingAssumption:
         """The same with experts placed in their own order, without copies."""
         return replace(self, placement="contiguous", placement_map=None, n_redundant_experts=0, rebalance_steps=None)
+
+    def one_by_one(self) -> RoutingAssumption:
+        """The same for tokens that do not follow each other: each has a topic of its own."""
+        return replace(self, correlation=replace(self.correlation, burst_tokens=1))
 
     def with_skew(self, factor: float) -> RoutingAssumption:
         """The same with popularity's logarithm times ``factor``: 0 is uniform, 1 unchanged."""
@@ -87,3 +96,6 @@ class RoutingAssumption:
                 rows = tuple(tuple(max(count, 0.5) ** factor for count in row) for row in law.histogram)
                 scaled = Popularity(law.law, histogram=rows)
         return replace(self, popularity=scaled)
+
+
+BALANCED = RoutingAssumption(0.0, "uniform popularity, independent tokens")

@@ -11,6 +11,7 @@ from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.model import DenseMlp, LatentAttention, LinearAttention, ModelArchitecture, MoeMlp, SoftmaxAttention
 from moeplan.spec.precision import FORMATS, Precision
+from moeplan.spec.routing import BALANCED, RoutingAssumption
 from moeplan.spec.scenario import Serving, Training
 from moeplan.spec.workload import Engine, TrainingWork
 from moeplan.steps.memory import MemoryFit, serving_memory, training_memory
@@ -44,7 +45,7 @@ class Fix:
 
 
 def smallest_serving_fix(
-    model: ModelArchitecture, hardware: Hardware, serving: Serving, *, n_redundant_experts: int = 0
+    model: ModelArchitecture, hardware: Hardware, serving: Serving, routing: RoutingAssumption = BALANCED
 ) -> Fix | None:
     """First change that fits, None when nothing tried does.
 
@@ -61,14 +62,16 @@ def smallest_serving_fix(
             new_precision,
             new_engine,
             max_context_tokens=context,
-            n_redundant_experts=n_redundant_experts,
+            routing=routing,
         )
         if fit.fits:
             return _fix(changes, fit, new_layout.n_gpus, layout.n_gpus)
     return None
 
 
-def smallest_training_fix(model: ModelArchitecture, hardware: Hardware, training: Training) -> Fix | None:
+def smallest_training_fix(
+    model: ModelArchitecture, hardware: Hardware, training: Training, routing: RoutingAssumption = BALANCED
+) -> Fix | None:
     """First change that fits: one change on the same GPUs, then several, then the same on twice the GPUs, and so on."""
     layout, work = training.layout, training.work
     factor = 1
@@ -76,7 +79,7 @@ def smallest_training_fix(model: ModelArchitecture, hardware: Hardware, training
         wider = replace(layout, dp=layout.dp * factor)
         candidates = list(_training_changes(model, hardware, wider, work))
         for new_layout, new_work, changes in sorted(candidates, key=lambda item: _trouble(item[2])):
-            fit = _training_fit(model, hardware, new_layout, new_work)
+            fit = _training_fit(model, hardware, new_layout, new_work, routing)
             if fit is not None and fit.fits:
                 if new_layout.dp != layout.dp:
                     changes = {"training.layout.dp": new_layout.dp, **changes}
@@ -235,9 +238,13 @@ def _shapes(
 
 
 def _training_fit(
-    model: ModelArchitecture, hardware: Hardware, layout: TrainingLayout, work: TrainingWork
+    model: ModelArchitecture,
+    hardware: Hardware,
+    layout: TrainingLayout,
+    work: TrainingWork,
+    routing: RoutingAssumption,
 ) -> MemoryFit | None:
     """None where the batch does not divide into this layout."""
     if work.global_batch_sequences % (layout.dp * work.micro_batch_sequences):
         return None
-    return training_memory(model, hardware, layout, work)
+    return training_memory(model, hardware, layout, work, routing)

@@ -5,13 +5,15 @@ Equations: docs/method/memory.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from moeplan.costs.expert_exchange import exchanges_by_all_to_all, n_domains
 from moeplan.costs.memory import (
     ActivationRule,
     block_activation_bytes_per_token,
@@ -23,12 +25,14 @@ from moeplan.costs.memory import (
 )
 from moeplan.costs.model_state import MASTER_BYTES, OPTIMIZER_BYTES, Params, adapter_params
 from moeplan.costs.projections import dense_shard, mixer_shard, split
+from moeplan.costs.routing import rank_loads
 from moeplan.costs.schedule import micro_batches_in_flight
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.model import DenseMlp, Layer, ModelArchitecture, MoeMlp
 from moeplan.spec.plan import MemoryResult
 from moeplan.spec.precision import FORMATS, Precision
+from moeplan.spec.routing import BALANCED, RoutingAssumption
 from moeplan.spec.workload import Engine, TrainingWork
 
 Array = npt.NDArray[np.float64]
@@ -81,9 +85,9 @@ def serving_memory(
     *,
     max_context_tokens: int,
     mean_context_tokens: float | None = None,
-    n_redundant_experts: int = 0,
+    routing: RoutingAssumption = BALANCED,
 ) -> MemoryFit:
-    """Memory of one serving replica; ``n_redundant_experts`` more slots are spread over the layout's ep GPUs.
+    """Memory of one serving replica, the copies of experts that ``routing`` asks for spread over its ep GPUs.
 
     ``mean_context_tokens`` (default: the maximum) sets how much of windowed layers and recurrent states a token of KV
     capacity carries. Raises ValueError when there are more stages than layers.
@@ -92,9 +96,9 @@ def serving_memory(
     available = capacity * engine.memory_utilization_frac
     candidates = []
     contexts = max_context_tokens, mean_context_tokens
-    for part in _replica_stages(model, layout, precision, engine, *contexts, n_redundant_experts):
+    for part in _replica_stages(model, layout, precision, engine, *contexts, routing):
         fixed = dict(part.weights)
-        fixed["activations"] = float(part.workspace_bytes(model, layout, *_limits(engine)))
+        fixed["activations"] = float(part.workspace_bytes(model, hardware, layout, engine, routing, *_limits(engine)))
         fixed["communication"] = float(_communication_bytes(model, layout, engine.max_num_batched_tokens))
         fixed["runtime_reserve"] = engine.reserve_bytes
         candidates.append((sum(fixed.values()) + part.longest_bytes, part, fixed))
@@ -124,7 +128,7 @@ def serving_memory_by_limits(
     max_num_seqs: Array,
     max_context_tokens: int,
     mean_context_tokens: float,
-    n_redundant_experts: int = 0,
+    routing: RoutingAssumption = BALANCED,
 ) -> tuple[Array, Array]:
     """``need_bytes`` and ``kv_capacity_tokens`` of `serving_memory` for many batch limits at once.
 
@@ -132,12 +136,10 @@ def serving_memory_by_limits(
     """
     available = hardware.device.memory_bytes * engine.memory_utilization_frac
     limits = np.asarray(max_num_batched_tokens, np.float64), np.asarray(max_num_seqs, np.float64)
-    parts = _replica_stages(
-        model, layout, precision, engine, max_context_tokens, mean_context_tokens, n_redundant_experts
-    )
+    parts = _replica_stages(model, layout, precision, engine, max_context_tokens, mean_context_tokens, routing)
     shared = _communication_bytes(model, layout, limits[0]) + engine.reserve_bytes
     shape = np.broadcast(*limits).shape
-    workspaces = [part.workspace_bytes(model, layout, *limits) + shared for part in parts]
+    workspaces = [part.workspace_bytes(model, hardware, layout, engine, routing, *limits) + shared for part in parts]
     fixed = np.stack(
         [sum(p.weights.values()) + np.broadcast_to(w, shape) for p, w in zip(parts, workspaces, strict=True)]
     )
@@ -161,8 +163,28 @@ class _Stage:
     longest_bytes: float  # cache of one sequence of the longest context
     bytes_per_token: float  # of cache, at the mean context
 
-    def workspace_bytes(self, model: ModelArchitecture, layout: ServingLayout, tokens: Array, seqs: Array) -> Array:
-        return _serving_workspace_bytes(model, self.layers, layout, tokens, seqs, last=self.last)
+    def workspace_bytes(
+        self,
+        model: ModelArchitecture,
+        hardware: Hardware,
+        layout: ServingLayout,
+        engine: Engine,
+        routing: RoutingAssumption,
+        tokens: Array,
+        seqs: Array,
+    ) -> Array:
+        """Largest set of tensors alive at once in an iteration of ``tokens`` for ``seqs``: a block's or the head's."""
+        hidden, widest = model.hidden_size, np.zeros_like(tokens)
+        for block in {block for layer in self.layers for block in layer.blocks}:
+            if isinstance(block, MoeMlp):
+                found = _experts_workspace_bytes(block, hidden, hardware, layout, engine, routing, tokens)
+            elif isinstance(block, DenseMlp):
+                found = 2.0 * tokens * sum(p.n for p in dense_shard(block, hidden, layout.tp).projections[:1]) * 1.5
+            else:
+                found = 2.0 * tokens * sum(p.n for p in mixer_shard(block, hidden, layout.tp).projections)
+            widest = np.maximum(widest, found)
+        sampler = np.minimum(seqs, tokens) * (model.vocab_size * LOGIT_BYTES_SERVING if self.last else 0.0)
+        return np.asarray(2 * 2.0 * tokens * hidden + np.maximum(widest, sampler))
 
 
 def _replica_stages(
@@ -172,7 +194,7 @@ def _replica_stages(
     engine: Engine,
     max_context_tokens: int,
     mean_context_tokens: float | None,
-    n_redundant_experts: int,
+    routing: RoutingAssumption,
 ) -> list[_Stage]:
     fmt = FORMATS[precision.kv_cache]
     mean_context = max(1.0, min(mean_context_tokens or max_context_tokens, max_context_tokens))
@@ -181,8 +203,8 @@ def _replica_stages(
         first, last = stage == 0, stage == layout.pp - 1
         params = layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.expert_tp)
         params += vocabulary_params(model, layout.tp, first=first, last=last)
-        if n_redundant_experts and layout.ep > 1:
-            copies = split(n_redundant_experts, layout.ep) / layout.expert_tp
+        if routing.n_redundant_experts and layout.ep > 1:
+            copies = split(routing.n_redundant_experts, layout.ep) / layout.expert_tp
             moe = (b for layer in layers for b in layer.blocks if isinstance(b, MoeMlp))
             params += Params(experts=copies * sum(block.n_params_per_expert for block in moe))
         weights = {f"weights_{name}": size for name, size in params.stored_bytes(precision).items()}
@@ -201,33 +223,28 @@ def _in_blocks(tokens: float, engine: Engine) -> float:
     return -(-tokens // engine.kv_block_tokens) * engine.kv_block_tokens
 
 
-def _serving_workspace_bytes(
-    model: ModelArchitecture,
-    layers: tuple[Layer, ...],
+def _experts_workspace_bytes(
+    block: MoeMlp,
+    hidden: int,
+    hardware: Hardware,
     layout: ServingLayout,
+    engine: Engine,
+    routing: RoutingAssumption,
     tokens: Array,
-    seqs: Array,
-    *,
-    last: bool,
 ) -> Array:
-    """Largest set of tensors alive at once in an iteration of ``tokens`` for ``seqs``: a block's or the head's."""
-    hidden = model.hidden_size
-    per_token = 0.0
-    for block in {block for layer in layers for block in layer.blocks}:
-        if isinstance(block, MoeMlp):
-            # gate-up outputs and the expert outputs share a buffer; the activation's output has its own
-            copies = layout.dp * block.top_k
-            width = block.expert_intermediate_size / layout.expert_tp
-            shared_buffer = max((block.n_matrices - 1) * width, block.expert_hidden_size)
-            per_token = max(per_token, 2.0 * copies * (shared_buffer + width) + 2.0 * layout.dp * hidden)
-        elif isinstance(block, DenseMlp):
-            per_token = max(
-                per_token, 2.0 * sum(p.n for p in dense_shard(block, hidden, layout.tp).projections[:1]) * 1.5
-            )
-        else:
-            per_token = max(per_token, 2.0 * sum(p.n for p in mixer_shard(block, hidden, layout.tp).projections))
-    sampler = np.minimum(seqs, tokens) * (model.vocab_size * LOGIT_BYTES_SERVING if last else 0.0)
-    return np.asarray(2 * 2.0 * tokens * hidden + np.maximum(per_token * tokens, sampler))
+    """Rows of the routed experts on the GPU that holds most.
+
+    Where ranks gather all tokens, every one holds rows for all pairs; where tokens are sent to their experts, the
+    busiest rank holds those that come to it.
+    """
+    rows, pairs = tokens * layout.dp, tokens * layout.dp * block.top_k
+    if exchanges_by_all_to_all(layout, engine, hardware):
+        pairs = rank_loads(block, rows, layout.ep, routing, n_nodes=n_domains(layout.ep, hardware)).assignments
+        rows = np.minimum(rows, pairs)
+    width = block.expert_intermediate_size / layout.expert_tp
+    # gate-up outputs and the expert outputs share a buffer; the activation's output has its own
+    shared_buffer = max((block.n_matrices - 1) * width, block.expert_hidden_size)
+    return np.asarray(2.0 * pairs * (shared_buffer + width) + 2.0 * rows * hidden)
 
 
 def _communication_bytes(model: ModelArchitecture, layout: ServingLayout, tokens: npt.ArrayLike) -> Array:
@@ -238,9 +255,15 @@ def _communication_bytes(model: ModelArchitecture, layout: ServingLayout, tokens
 
 
 def training_memory(
-    model: ModelArchitecture, hardware: Hardware, layout: TrainingLayout, work: TrainingWork
+    model: ModelArchitecture,
+    hardware: Hardware,
+    layout: TrainingLayout,
+    work: TrainingWork,
+    routing: RoutingAssumption = BALANCED,
 ) -> MemoryFit:
     """Memory of one training job at the peak of a step (one-forward-one-backward pipeline schedule).
+
+    The GPU to which most tokens come keeps most activations.
 
     Raises ValueError when the global batch does not divide into micro batches or there are more stages than layers.
     """
@@ -264,7 +287,8 @@ def training_memory(
             params += vocabulary_params(model, layout.tp, first=last, last=first)
         parts = _model_state_bytes(params, model, layers, layout, work)
         in_flight = micro_batches_in_flight(layout.schedule, stage, layout.pp, layout.vpp, n_micro)
-        parts.update(_activation_bytes(model, layers, layout, work, rule, in_flight, last=last))
+        busiest = _expert_load(layers, hardware, layout, work, routing)
+        parts.update(_activation_bytes(model, layers, layout, work, rule, in_flight, busiest, last=last))
         parts["communication"] = COMMUNICATOR_BYTES * sum(
             size > 1 for size in (layout.tp, layout.pp, layout.cp, layout.dp, layout.ep)
         )
@@ -274,6 +298,26 @@ def training_memory(
     need = sum(worst.values())
     capacity = hardware.device.memory_bytes
     return MemoryFit(need, capacity, capacity, worst, None, None, stage)
+
+
+def _expert_load(
+    layers: tuple[Layer, ...],
+    hardware: Hardware,
+    layout: TrainingLayout,
+    work: TrainingWork,
+    routing: RoutingAssumption,
+) -> float:
+    """Pairs of the busiest GPU over the mean, mean over the MoE layers."""
+    blocks = [b for layer in layers for b in layer.blocks if isinstance(b, MoeMlp)]
+    if layout.ep == 1 or not blocks:
+        return 1.0
+    own = work.micro_batch_sequences * work.sequence_tokens / (layout.tp * layout.cp)
+    nodes = n_domains(layout.ep, hardware)
+    of_block = {}
+    for block in set(blocks):
+        loads = rank_loads(block, own * layout.ep * layout.etp, layout.ep, routing, n_nodes=nodes)
+        of_block[block] = float(loads.assignments / loads.mean_assignments)
+    return sum(of_block[block] for block in blocks) / len(blocks)
 
 
 def micro_batches(layout: TrainingLayout, work: TrainingWork) -> int:
@@ -383,11 +427,19 @@ def _activation_bytes(
     work: TrainingWork,
     rule: ActivationRule,
     in_flight: float,
+    busiest: float,
     *,
     last: bool,
 ) -> dict[str, float]:
+    """``busiest``: token-expert pairs of the busiest GPU of a layer over the mean.
+
+    Layers have popularities of their own, so that what one GPU has too much of over all of them is less: by the root of
+    their number.
+    """
+    n_moe = sum(isinstance(block, MoeMlp) for layer in layers for block in layer.blocks)
+    rule = replace(rule, expert_load=1.0 + (busiest - 1.0) / math.sqrt(max(n_moe, 1)))
     tokens = work.micro_batch_sequences * work.sequence_tokens / layout.cp
-    nothing_saved = ActivationRule(rule.tp, rule.sequence_parallel, rule.expert_tp, rule.linear_input_bytes, "none")
+    nothing_saved = replace(rule, recompute="none", expert_load=busiest)
 
     def per_token(layer: Layer, use: ActivationRule) -> float:
         return sum(block_activation_bytes_per_token(block, model.hidden_size, use) for block in layer.blocks)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from moeplan.costs import collectives
 from moeplan.costs.elementwise import elementwise_time_s
-from moeplan.costs.expert_exchange import LOW_LATENCY_TOKENS, moe_combine_time_s, moe_dispatch_time_s
+from moeplan.costs.expert_exchange import LOW_LATENCY_TOKENS, Copies, moe_combine_time_s, moe_dispatch_time_s
 from moeplan.costs.experts import expert_ffn_time_s
 from moeplan.costs.gemm import gemm_time_s
 from moeplan.costs.parameters import lookup
@@ -138,9 +138,11 @@ class Operations:
         dispatch_bytes: float,
         combine_bytes: float = ACTIVATION_BYTES,
         imbalance: npt.ArrayLike = 1.0,
+        copies: Copies | None = None,
     ) -> Array:
         """Dispatch and combine of ``n_tokens`` per GPU over ``ep`` ranks.
 
+        ``copies``: of a token, one to each distinct rank and domain (default: uniform routing).
         The low-latency kernels take at most `LOW_LATENCY_TOKENS`; below that the faster pair runs.
         """
         pairs = []
@@ -149,7 +151,7 @@ class Operations:
                 time_s(
                     n_tokens, hidden_size, top_k, n_experts=n_experts, ep=ep, bytes_per_value=width,
                     hardware=self.hardware, p=self.parameters(op + suffix, "bf16"), low_latency=bool(suffix),
-                    imbalance=imbalance,
+                    imbalance=imbalance, copies=None if suffix else copies,
                 )
                 for time_s, op, width in (
                     (moe_dispatch_time_s, "moe_dispatch", dispatch_bytes),

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from moeplan.costs import routing as expert_routing
 from moeplan.costs.energy import sustained_stretch
+from moeplan.costs.expert_exchange import copies_by_link, exchanges_by_all_to_all, n_domains
 from moeplan.costs.projections import Projection, dense_shard, kv_heads_per_gpu, mixer_shard, shared_expert_shard, split
 from moeplan.costs.roofline import activation_bytes_per_value
 from moeplan.spec.hardware import Hardware
@@ -222,19 +223,23 @@ class ServingStep:
 
     @property
     def _exchanges_by_all_to_all(self) -> bool:
-        """Whether dp ranks send tokens to experts one by one instead of gathering all of them everywhere.
+        return exchanges_by_all_to_all(self.layout, self.engine, self.hardware)
 
-        vLLM and SGLang default to all-gather and reduce-scatter; beyond one domain only all-to-all (DeepEP) is usual.
+    def _loads(self, block: MoeMlp, n_tokens: Array) -> expert_routing.RankLoads:
+        """Tokens of the whole replica meet in the experts.
+
+        No more of them than sequences may run are taken to decode: each is of a text of its own. More hold prompts.
         """
-        ranks = self.layout.tp * self.layout.dp
-        if self.layout.dp == 1 or self.layout.ep == 1:
-            return False
-        return self.engine.name == "trtllm" or ranks > self.hardware.n_gpus_scale_up
+        tokens, ep, nodes = n_tokens * self.layout.dp, self.layout.ep, self._n_expert_nodes
+        loads = expert_routing.rank_loads(block, tokens, ep, self.routing, n_nodes=nodes)
+        if self.routing.correlation.burst_tokens == 1:
+            return loads
+        decoding = expert_routing.rank_loads(block, tokens, ep, self.routing.one_by_one(), n_nodes=nodes)
+        return decoding.where(n_tokens <= self.engine.max_num_seqs, loads)
 
     def _experts_s(self, block: MoeMlp, n_tokens: Array) -> Array:
         layout = self.layout
-        tokens = n_tokens * layout.dp  # tokens of the whole replica meet in the experts
-        loads = expert_routing.rank_loads(block, tokens, layout.ep, self.routing, n_nodes=self._n_expert_nodes)
+        tokens, loads = n_tokens * layout.dp, self._loads(block, n_tokens)
         assignments = loads.assignments
         # gathered, every rank sees all tokens and masks the pairs of remote experts
         gathered = not self._exchanges_by_all_to_all
@@ -254,7 +259,7 @@ class ServingStep:
     @property
     def _n_expert_nodes(self) -> int:
         """Scale-up domains over which the experts of a replica spread."""
-        return max(1, self.layout.ep // self.hardware.n_gpus_scale_up)
+        return n_domains(self.layout.ep, self.hardware)
 
     def _expert_exchange_s(self, block: MoeMlp, n_tokens: Array) -> Array:
         """Tokens of all data-parallel ranks to the experts and back; nothing where there is one rank."""
@@ -265,8 +270,8 @@ class ServingStep:
             gathered = n_tokens * layout.dp * width * ACTIVATION_BYTES
             local = max(1, self.hardware.n_gpus_scale_up // layout.tp)
             return 2 * self.ops.all_gather_s(gathered, layout.dp, min(layout.dp, local))
-        tokens = n_tokens * layout.dp
-        loads = expert_routing.rank_loads(block, tokens, layout.ep, self.routing, n_nodes=self._n_expert_nodes)
+        loads = self._loads(block, n_tokens)
+        sent = expert_routing.token_copies(block, layout.ep, self.routing, n_nodes=self._n_expert_nodes)
         mine = n_tokens / layout.tp
         return self.ops.expert_exchange_s(
             mine,
@@ -276,6 +281,7 @@ class ServingStep:
             ep=layout.ep,
             dispatch_bytes=activation_bytes_per_value(FORMATS[self.precision.experts], self.hardware.device),
             imbalance=loads.assignments / loads.mean_assignments,
+            copies=copies_by_link(sent.n_ranks, sent.n_nodes, layout.ep, hardware=self.hardware),
         )
 
     def _pipeline_s(self, n_tokens: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from moeplan.costs import routing as expert_routing
-from moeplan.costs.expert_exchange import moe_combine_time_s, moe_dispatch_time_s
+from moeplan.costs.expert_exchange import Copies, copies_by_link, moe_combine_time_s, moe_dispatch_time_s, n_domains
 from moeplan.costs.projections import (
     Projection,
     dense_shard,
@@ -308,11 +308,13 @@ class TrainingBlocks:
         self._gemms(found, "router", router, adapted=False, tokens=self.own_tokens, fmt="bf16")
 
         group_tokens = own * layout.ep * layout.etp
-        nodes = max(1, layout.ep // self.hardware.n_gpus_scale_up)
+        nodes = n_domains(layout.ep, self.hardware)
         loads = expert_routing.rank_loads(block, group_tokens, layout.ep, self.routing, n_nodes=nodes)
         assignments, distinct = float(loads.assignments), float(loads.distinct)
         self._expert_products(found, block, assignments, distinct)
-        self._expert_exchange(found, block, own, assignments, float(loads.mean_assignments))
+        sent = expert_routing.token_copies(block, layout.ep, self.routing, n_nodes=nodes)
+        copies = copies_by_link(sent.n_ranks, sent.n_nodes, layout.ep, hardware=self.hardware)
+        self._expert_exchange(found, block, own, assignments, float(loads.mean_assignments), copies)
 
     def _expert_products(self, found: Pass, block: MoeMlp, assignments: float, distinct: float) -> None:
         """Products of the busiest rank's experts, one GEMM after another over each expert's tokens.
@@ -330,13 +332,15 @@ class TrainingBlocks:
         copied = 2.0 * float(self.ops.elementwise_s(assignments * hidden * 2 * ACTIVATION_BYTES))
         found.add("permutation", copied, copied)
 
-    def _expert_exchange(self, found: Pass, block: MoeMlp, own: float, assignments: float, mean: float) -> None:
+    def _expert_exchange(
+        self, found: Pass, block: MoeMlp, own: float, assignments: float, mean: float, copies: Copies
+    ) -> None:
         layout = self.layout
         if layout.ep > 1:
             if not self.work.cuda_graphs:
                 sync_s = self.ops.parameters("training_host", "bf16")["sync_s"]
                 found.add("host", sync_s / 2, sync_s / 2)
-            one_way = self._one_way_s(block, own, assignments / mean)
+            one_way = self._one_way_s(block, own, assignments / mean, copies)
             found.add_traffic("all_to_all", one_way, one_way, self.work.expert_overlap_frac)
         if layout.etp > 1:
             n_bytes = assignments * block.expert_hidden_size * ACTIVATION_BYTES
@@ -346,7 +350,7 @@ class TrainingBlocks:
             gather = float(self.ops.all_gather_s(self.tokens * self.hidden_size * ACTIVATION_BYTES, layout.tp))
             found.add("tensor_parallel", gather, gather)
 
-    def _one_way_s(self, block: MoeMlp, own: float, imbalance: float) -> float:
+    def _one_way_s(self, block: MoeMlp, own: float, imbalance: float, copies: Copies) -> float:
         """Dispatch and combine of one direction, by the faster of the two kinds of kernel that are measured.
 
         Both travel in 16 bit: Megatron-Core's dispatchers quantise after the exchange.
@@ -363,6 +367,7 @@ class TrainingBlocks:
                     hardware=self.hardware,
                     p=self.ops.parameters(f"{kernels}_{way}", "bf16"),
                     imbalance=imbalance,
+                    copies=copies,
                 )
             )
             for kernels in ("moe", "nvlink")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from step_cases import BF16, engine, hardware, model, moe
 
@@ -48,7 +50,13 @@ def test_copies_take_memory():
     shape = model()
     fits = [
         serving_memory(
-            shape, hardware(), ServingLayout(tp=8, ep=8), BF16, engine(), max_context_tokens=4096, n_redundant_experts=n
+            shape,
+            hardware(),
+            ServingLayout(tp=8, ep=8),
+            BF16,
+            engine(),
+            max_context_tokens=4096,
+            routing=replace(SKEWED, placement="greedy", n_redundant_experts=n),
         )
         for n in (0, 8)
     ]
