@@ -27,6 +27,9 @@ Dimension = Literal[
     "usd_per_month",
     "usd_per_token",
     "usd_per_energy",
+    "usd_per_bytes",
+    "usd_per_bytes_month",
+    "carbon_intensity",
     "power",
     "energy",
     "fraction",
@@ -77,6 +80,10 @@ _UNITS: dict[Dimension, dict[str, float]] = {
     "usd_per_month": {u: f * _MONTH_S for u, f in _MONEY_RATE_PER_S.items()},
     "usd_per_token": {"USD/token": 1.0, "USD/Mtokens": 1e-6, "USD/M tokens": 1e-6, "USD/1M tokens": 1e-6},
     "usd_per_energy": {"USD/kWh": 1.0 / 3.6e6, "USD/MWh": 1.0 / 3.6e9},
+    "usd_per_bytes": {f"USD/{u}": 1.0 / f for u, f in _BYTES.items() if u != "B"},
+    "usd_per_bytes_month": {f"USD/{u}/month": 1.0 / f for u, f in _BYTES.items() if u != "B"},
+    "carbon_intensity": {f"{m}/{e}": g / j for m, g in (("g", 1e-3), ("gCO2e", 1e-3), ("kg", 1.0), ("kgCO2e", 1.0))
+                         for e, j in (("kWh", 3.6e6), ("MWh", 3.6e9))},
     "power": {p + "W": f for p, f in _DECIMAL.items()},
     "energy": {p + "J": f for p, f in _DECIMAL.items()} | {p + "Wh": f * 3600.0 for p, f in _DECIMAL.items()},
     "fraction": {"": 1.0, "%": 0.01},
@@ -100,6 +107,9 @@ _NAMES: dict[Dimension, tuple[str, str]] = {
     "usd_per_month": ("an amount per month", "3000 USD/month"),
     "usd_per_token": ("a price per token", "0.6 USD/M tokens"),
     "usd_per_energy": ("a price of energy", "0.12 USD/kWh"),
+    "usd_per_bytes": ("a price of traffic", "0.09 USD/GB"),
+    "usd_per_bytes_month": ("a price of storage", "0.023 USD/GB/month"),
+    "carbon_intensity": ("emissions per energy", "380 g/kWh"),
     "power": ("a power", "700 W, 10 kW"),
     "energy": ("an energy", "5 kWh, 300 J"),
     "fraction": ("a fraction", "0.2, 20 %"),
@@ -135,7 +145,8 @@ def describe(dimension: Dimension) -> tuple[str, str]:
 
 
 def parse(value: object, dimension: Dimension, currencies: Mapping[str, float] | None = None) -> float:
-    """A quantity such as ``"80 GB"`` in SI units (money: US dollars, per hour or month as the dimension's name says).
+    """A quantity such as ``"80 GB"`` in SI units (money: US dollars, per hour or month as the dimension's name says;
+    emissions: kilograms per joule).
 
     ``currencies`` maps a currency code to US dollars per unit; without it only USD is known. The sign is kept: ranges
     are the caller's business. Raises UnitError for a missing or unknown unit, another dimension, a number not finite.

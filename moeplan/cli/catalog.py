@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,8 +19,14 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("what", type=click.Choice(["hardware", "models", "prices", "runs"]))
 @click.argument("name", required=False)
+@click.option(
+    "--update",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="prices: take the quotes of this CSV into your own catalogue.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else there.")
-def catalog(what: str, name: str | None, as_json: bool) -> None:
+def catalog(what: str, name: str | None, update: Path | None, as_json: bool) -> None:
     """List what is known, or show one entry with the source of every value.
 
     \b
@@ -28,7 +35,11 @@ def catalog(what: str, name: str | None, as_json: bool) -> None:
     moeplan catalog models Qwen3-30B-A3B     one model (or the path of a config.json)
     moeplan catalog prices                   what can be rented, by hardware
     moeplan catalog prices h200-sxm          every offer for it (also: one offer, a hosted model)
+    moeplan catalog prices --update my.csv   add your own quotes (docs/reference/prices.md)
     """
+    if update is not None:
+        _update(what, name, update, as_json)
+        return
     views = {"hardware": _hardware, "models": _models, "prices": _prices, "runs": _runs}
     data, tables = views[what](name)
     if as_json:
@@ -40,6 +51,18 @@ def catalog(what: str, name: str | None, as_json: bool) -> None:
     console = Console(markup=False, highlight=False, emoji=False)
     for table in tables:
         console.print(table)
+
+
+def _update(what: str, name: str | None, file: Path, as_json: bool) -> None:
+    from moeplan.files.price_quotes import keep_quotes
+
+    if what != "prices" or name is not None:
+        raise click.UsageError("--update belongs to `moeplan catalog prices` without a name")
+    kind, n_quotes, kept = keep_quotes(file)
+    if as_json:
+        click.echo(json.dumps({"kind": kind, "n_quotes": n_quotes, "kept_in": str(kept)}, ensure_ascii=False))
+    else:
+        click.echo(f"{n_quotes} quotes of {kind} taken into {kept}")
 
 
 View = tuple[Any, "list[RenderableType]"]
@@ -280,16 +303,26 @@ def _api(model: str) -> View:
     from moeplan.files.price_catalog import api_offers
 
     offers = api_offers(model)
-    table = _table("hosted offer", "input", "output", "date")
+    table = _table("hosted offer", "input", "cached", "output", "batch in / out", "date")
     for offer in offers:
         table.add_row(
             offer.name,
-            f"{offer.usd_per_input_token * 1e6:.4g}",
-            f"{offer.usd_per_output_token * 1e6:.4g}",
+            _per_million(offer.usd_per_input_token),
+            _per_million(offer.usd_per_cached_input_token),
+            _per_million(offer.usd_per_output_token),
+            " / ".join(
+                _per_million(price)
+                for price in (offer.usd_per_batch_input_token, offer.usd_per_batch_output_token)
+                if price is not None
+            ),
             offer.price_date,
         )
     data = [{**asdict(offer), **_source_data(offer.source)} for offer in offers]
     return {"model": model, "api_offers": data}, [table, _hint("USD per million tokens")]
+
+
+def _per_million(usd_per_token: float | None) -> str:
+    return "" if usd_per_token is None else f"{usd_per_token * 1e6:.4g}"
 
 
 def _runs(name: str | None) -> View:

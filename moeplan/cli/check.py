@@ -15,18 +15,19 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("scenario", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a scenario value; repeatable.")
+@click.option("--strict-prices", is_flag=True, help="A price older than 90 days, or undated, is an error.")
 @click.option("--show", is_flag=True, help="Print every resolved value with where it came from.")
 @click.option("--json", "as_json", is_flag=True, help="Print values or problems as JSON on stdout.")
-def check(scenario: Path, overrides: tuple[str, ...], show: bool, as_json: bool) -> int:
+def check(scenario: Path, overrides: tuple[str, ...], strict_prices: bool, show: bool, as_json: bool) -> int:
     """Read SCENARIO, resolve every name and default, and report every problem with its file, line and column.
 
     Exit code 0: the scenario can be simulated; 2: it cannot.
     """
     from moeplan.errors import InputError
-    from moeplan.files.load import load
+    from moeplan.files.load import load, with_strict_prices
 
     try:
-        resolved = load(scenario, overrides, arrays=False)
+        resolved = load(scenario, with_strict_prices(overrides, strict_prices), arrays=False)
     except InputError as error:
         if not as_json:
             raise

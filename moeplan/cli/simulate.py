@@ -12,22 +12,29 @@ EXIT_INFEASIBLE = 3
 @click.command()
 @click.argument("scenario", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a scenario value; repeatable.")
+@click.option("--strict-prices", is_flag=True, help="A price older than 90 days, or undated, is an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON on stdout and nothing else there.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the plan's JSON to this file.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show the time breakdown and where the numbers come from.")
 @click.pass_context
 def simulate(
-    ctx: click.Context, scenario: Path, overrides: tuple[str, ...], as_json: bool, out: Path | None, verbose: bool
+    ctx: click.Context,
+    scenario: Path,
+    overrides: tuple[str, ...],
+    strict_prices: bool,
+    as_json: bool,
+    out: Path | None,
+    verbose: bool,
 ) -> int:
     """Turn SCENARIO into a plan.
 
     Exit code 0: a plan that passes every check; 2: bad input; 3: no feasible plan (the plan is printed all the same).
     """
     from moeplan.cli.progress import progress
-    from moeplan.files.load import load
+    from moeplan.files.load import load, with_strict_prices
 
     with progress("reading the scenario") as say:
-        resolved = load(scenario, overrides)
+        resolved = load(scenario, with_strict_prices(overrides, strict_prices))
         from moeplan.files.plan_json import plan_to_json
         from moeplan.planner.plan import simulate as make_plan
 

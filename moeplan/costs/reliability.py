@@ -48,7 +48,8 @@ def goodput_frac(n_gpus: int, n_gpus_per_node: int, reliability: Reliability) ->
 
 def young_interval_s(stall_s: float, mean_time_between_failures_s: float) -> float:
     """First-order optimum of work between checkpoints [s] (Young, Communications of the ACM 17(9), 1974)."""
-    return (2.0 * stall_s * mean_time_between_failures_s) ** 0.5
+    interval_s: float = (2.0 * stall_s * mean_time_between_failures_s) ** 0.5
+    return interval_s
 
 
 def daly_interval_s(stall_s: float, mean_time_between_failures_s: float) -> float:

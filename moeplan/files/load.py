@@ -18,3 +18,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, arrays: bool = True
     """
     path = Path(path)
     return resolve(read_tree(path, overrides), path, arrays=arrays)
+
+
+def with_strict_prices(overrides: Sequence[str], strict: bool) -> tuple[str, ...]:
+    """``overrides``, and ``strict_prices`` set where it is asked for."""
+    return (*overrides, "strict_prices=true") if strict else tuple(overrides)

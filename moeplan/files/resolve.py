@@ -12,18 +12,30 @@ from moeplan.errors import InputError, input_error
 from moeplan.files.locate import is_path
 from moeplan.files.model_data import load_model_error
 from moeplan.files.resolve_checks import check_serving_layout, check_training
-from moeplan.files.resolve_money import exchange_rates, raise_if_any, resolve_money
+from moeplan.files.resolve_money import (
+    MONTH_S,
+    exchange_rates,
+    raise_if_any,
+    resolve_ages,
+    resolve_facility,
+    resolve_market,
+    resolve_money,
+)
 from moeplan.files.resolve_routing import resolve_routing
 from moeplan.files.resolve_serving import resolve_layout, resolve_precision, resolve_serving
 from moeplan.files.resolve_traffic import check_longest
 from moeplan.files.resolve_training import resolve_training
 from moeplan.files.resolving import Resolving
+from moeplan.files.scaling_laws import load_scaling_laws
 from moeplan.files.schema import CompareFile, ScenarioFile
+from moeplan.files.schema_money import LifecycleFile
+from moeplan.files.schema_training import TrainingFile
 from moeplan.files.schema_walk import Loc, empty_values, problems_of, written
 from moeplan.files.yaml_tree import Node
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.model import Layer, ModelArchitecture, MoeMlp
-from moeplan.spec.scenario import Comparison, Reference, Scenario, Serving
+from moeplan.spec.prices import Money
+from moeplan.spec.scenario import Comparison, Demand, Reference, Scenario, Serving, Training
 
 MAX_ATTEMPTS = 4  # rounds of setting faulty values aside
 
@@ -67,28 +79,21 @@ def _complete(
     path: Path,
     arrays: bool,
 ) -> Scenario:
-    place = file.lifecycle.training if file.lifecycle is not None else None
-    training_hardware = None
-    if place is not None and place.hardware is not None:
-        loc: Loc = ("lifecycle", "training", "hardware")
-        training_hardware = _hardware(rs, place.hardware, loc, "training_hardware")
+    training_hardware, training_money = _training_place(rs, file, hardware, kind)
     trains_on = training_hardware or hardware
-    serving = comparison = training = training_money = None
+    serving = comparison = training = None
     if file.serving is not None:
         serving = resolve_serving(rs, file.serving, model, hardware, arrays=arrays)
         check_serving_layout(rs, ("serving", "layout"), serving.layout, model, hardware, file.gpus)
-        if file.compare_with is not None:
-            comparison = _comparison(rs, file.compare_with, file, serving, hardware)
-    elif file.compare_with is not None:
-        rs.problem(("compare_with",), "a comparison needs a `serving` section")
     if file.training is not None:
         training = resolve_training(rs, file.training, model, trains_on)
         check_training(rs, training, model, trains_on, file.gpus if training_hardware is None else None)
+    if file.compare_with is not None:
+        comparison = _comparison(rs, file.compare_with, file, serving, hardware, trains_on)
     money = resolve_money(rs, file, file.price, ("price",), hardware, kind)
-    found = place is None or place.hardware is None or training_hardware is not None
-    if place is not None and found and (place.price is not None or training_hardware is not None):
-        at: Loc = ("lifecycle", "training", "price")
-        training_money = resolve_money(rs, file, place.price, at, trains_on, kind, "training_money")
+    facility = resolve_facility(rs, file, hardware)
+    market = resolve_market(rs, file, model, hardware)
+    as_of, prices = resolve_ages(rs, file, {"price": money, "lifecycle.training.price": training_money})
     for key in ("name", "kind", "seed"):
         rs.note(key, (key,), default={"name": "the file's name", "kind": "told by the sections"}.get(key, ""))
     degrees = {"serving.layout.ep": serving.layout.ep} if serving is not None else {}
@@ -98,11 +103,9 @@ def _complete(
         rs, file.routing, model, file.seed, degrees, comparison.model if comparison is not None else None
     )
     raise_if_any(rs)
-    if money is None:
+    if money is None or facility is None:
         raise InputError(rs.problems)
-    months = None if file.lifecycle is None else file.lifecycle.duration / (money.hours_per_month * 3600.0)
-    if months is not None:
-        rs.note("lifecycle_months", ("lifecycle", "duration"))
+    months, demand = _lifecycle(rs, file.lifecycle)
     return Scenario(
         name=file.name or path.stem,
         kind=kind,
@@ -115,11 +118,17 @@ def _complete(
         training_routing=training_routing,
         money=money,
         lifecycle_months=months,
+        demand=demand,
         training_hardware=training_hardware,
         training_money=training_money,
         comparison=comparison,
         references=tuple(Reference(r.quantity, r.value, r.source) for r in file.references),
         model_error=load_model_error(),
+        facility=facility,
+        market=market,
+        as_of=as_of,
+        prices=prices,
+        scaling_laws=load_scaling_laws(),
         origins=dict(sorted(rs.origins.items())),
     )
 
@@ -240,13 +249,94 @@ def _local(rs: Resolving, name: str, loc: Loc, suffixes: tuple[str, ...]) -> str
     return "./" + path.relative_to(rs.folder).as_posix()
 
 
+def _training_place(
+    rs: Resolving, file: ScenarioFile, hardware: Hardware, kind: Kind
+) -> tuple[Hardware | None, Money | None]:
+    """Hardware and money of a lifecycle's training part where they are not those of its service."""
+    place = file.lifecycle.training if file.lifecycle is not None else None
+    if place is None:
+        return None, None
+    own = None
+    if place.hardware is not None:
+        own = _hardware(rs, place.hardware, ("lifecycle", "training", "hardware"), "training_hardware")
+        if own is None:
+            return None, None
+    if place.price is None and own is None:
+        return None, None
+    loc: Loc = ("lifecycle", "training", "price")
+    return own, resolve_money(rs, file, place.price, loc, own or hardware, kind, "training_money")
+
+
+def _lifecycle(rs: Resolving, life: LifecycleFile | None) -> tuple[float | None, Demand | None]:
+    """Months in service and the forecast."""
+    if life is None:
+        return None, None
+    rs.note("lifecycle_months", ("lifecycle", "duration"))
+    rs.note("demand", ("lifecycle", "demand"), default="constant")
+    file = life.demand
+    if file is None:
+        return life.duration / MONTH_S, None
+    adoption = file.adoption
+    return life.duration / MONTH_S, Demand(
+        growth_frac_per_month=file.growth,
+        seasonality_frac=file.seasonality,
+        peak_month=file.peak_month,
+        adoption_start_frac=None if adoption is None else adoption.start,
+        adoption_midpoint_months=None if adoption is None else adoption.midpoint / MONTH_S,
+        monthly=None if file.monthly is None else tuple(file.monthly),
+    )
+
+
 def _comparison(
-    rs: Resolving, file: CompareFile, scenario: ScenarioFile, serving: Serving, hardware: Hardware
+    rs: Resolving,
+    file: CompareFile,
+    scenario: ScenarioFile,
+    serving: Serving | None,
+    hardware: Hardware,
+    trains_on: Hardware,
 ) -> Comparison | None:
+    """The other model, served and trained as far as the scenario does; `training` says how this one is trained."""
+    model = _model(rs, file.model, ("compare_with", "model"), "comparison.model")
+    if model is None:
+        return None
+    other = None if serving is None else _compared_serving(rs, file, scenario, serving, model, hardware)
+    route = None
+    if file.training is not None and scenario.training is None:
+        rs.problem(("compare_with", "training"), "this scenario trains nothing to compare with")
+    elif scenario.training is not None:
+        route = _compared_training(rs, file.training, scenario.training, model, trains_on)
+    rs.note("comparison.once_usd", ("compare_with", "once"))
+    return Comparison(model, other, file.quality_note, route, file.once)
+
+
+def _compared_training(
+    rs: Resolving, own: TrainingFile | None, main: TrainingFile, model: ModelArchitecture, hardware: Hardware
+) -> Training:
+    """How the other model is trained: resolved as a scenario's own `training`, its problems placed where it stands."""
+    at = rs.tree if own is None else (rs.tree.child("compare_with") or rs.tree)
+    node = at.child("training") or at
+    part = Resolving(Node({"training": node}, at.mark, {"training": node.mark}), rs.folder, rs.fits)
+    training = resolve_training(part, own or main, model, hardware)
+    if own is None and not model.is_moe:
+        training = replace(training, layout=replace(training.layout, ep=1, etp=1))
+    check_training(part, training, model, hardware, None)
+    prefix = "" if own is None else "compare_with."
+    rs.problems += [replace(problem, path=prefix + problem.path) for problem in part.problems]
+    rs.origins |= {f"comparison.{path}": origin for path, origin in part.origins.items()}
+    return training
+
+
+def _compared_serving(
+    rs: Resolving,
+    file: CompareFile,
+    scenario: ScenarioFile,
+    serving: Serving,
+    model: ModelArchitecture,
+    hardware: Hardware,
+) -> Serving | None:
     loc: Loc = ("compare_with",)
-    model = _model(rs, file.model, (*loc, "model"), "comparison.model")
     own = scenario.serving
-    if model is None or own is None:
+    if own is None:
         return None
     engine = serving.engine
     target = "comparison.serving"
@@ -270,6 +360,4 @@ def _comparison(
     rs.derived(f"{target}.max_context_tokens", "derived", "the shorter of both models' contexts")
     if context < serving.max_context_tokens:
         check_longest(rs, (*loc, "model"), serving.traffic, context)
-    return Comparison(
-        model, replace(serving, layout=layout, precision=precision, max_context_tokens=context), file.quality_note
-    )
+    return replace(serving, layout=layout, precision=precision, max_context_tokens=context)

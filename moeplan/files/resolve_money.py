@@ -1,18 +1,51 @@
-"""Prices, budget and other costs of a scenario file to ``spec.prices.Money``."""
+"""Prices, budget and other costs of a scenario file to ``spec.prices``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from datetime import date
+from functools import partial
+from typing import Literal, cast
 
-from moeplan.errors import InputError
+from moeplan.errors import InputError, input_error
+from moeplan.files import price_catalog as catalog
+from moeplan.files.price_age import STALE_DAYS, price_used, today
+from moeplan.files.price_match import serves
 from moeplan.files.resolving import Resolving
-from moeplan.files.schema import BudgetFile, OwnFile, PriceFile, ScenarioFile
+from moeplan.files.schema import ScenarioFile
+from moeplan.files.schema_money import BudgetFile, OwnFile, PriceFile, first_day
 from moeplan.files.schema_walk import Loc
 from moeplan.provenance import Kind, Source
 from moeplan.spec.hardware import Hardware
-from moeplan.spec.prices import Budget, Money, Offer
-from moeplan.units import HOUR_S, HOURS_PER_MONTH, UnitError
+from moeplan.spec.model import ModelArchitecture
+from moeplan.spec.prices import (
+    ApiOffer,
+    Budget,
+    Commitment,
+    Facility,
+    Market,
+    Money,
+    Offer,
+    Ownership,
+    PriceUsed,
+    Term,
+)
+from moeplan.units import HOUR_S, HOURS_PER_MONTH, UnitError, parse
+
+MONTH_S = HOURS_PER_MONTH * HOUR_S
+
+_COSTS = {
+    "people": "people_usd_per_month",
+    "operations": "operations_usd_per_month",
+    "storage": "storage_usd_per_month",
+    "storage_price": "storage_usd_per_month_per_byte",
+    "checkpoints_kept": "n_checkpoints_kept",
+    "egress": "egress_usd_per_month",
+    "egress_price": "egress_usd_per_byte",
+    "egress_per_token": "egress_bytes_per_token",
+    "experiments": "experiments_frac",
+    "tax": "tax_frac",
+}
 
 
 def resolve_money(
@@ -26,59 +59,182 @@ def resolve_money(
 ) -> Money | None:
     """Money of one place of work; None when its price cannot be told (the problem is recorded)."""
     offer = _offer(rs, price, price_loc, hardware, target)
-    for key in ("people", "storage", "egress"):
-        rs.note(f"{target}.{key}_usd_per_month", ("costs", key))
-    rs.note(f"{target}.tax_frac", ("costs", "tax"))
+    for key, field in _COSTS.items():
+        rs.note(f"{target}.{field}", ("costs", key))
     rs.derived(f"{target}.hours_per_month", "default", "moeplan/units.py", "8760 h / 12")
     budget = None if file.budget is None else _budget(rs, file.budget, kind, target)
+    own = None
+    if price is not None and price.own is not None:
+        rs.note(f"{target}.ownership", (*price_loc, "own"))
+        own = _ownership(rs, price.own, (*price_loc, "own"), hardware)
     if offer is None:
         return None
-    costs = file.costs
-    return Money(offer, costs.storage, costs.egress, costs.people, costs.tax, HOURS_PER_MONTH, budget)
+    return Money(
+        offer=offer,
+        hours_per_month=HOURS_PER_MONTH,
+        budget=budget,
+        commitment=_commitment(rs, price, price_loc, target),
+        ownership=own,
+        **{field: getattr(file.costs, key) for key, field in _COSTS.items()},
+    )
 
 
 def _offer(rs: Resolving, price: PriceFile | None, loc: Loc, hardware: Hardware, target: str) -> Offer | None:
-    from moeplan.files.price_catalog import load_offer, no_price_error
-
     device = hardware.device.slug
     slugs = tuple(dict.fromkeys((hardware.slug, device)))
 
     def nothing_stated() -> Offer:
-        raise no_price_error(*slugs)
+        raise catalog.no_price_error(*slugs)
 
     if price is None:
         return rs.attempt(loc, nothing_stated)
     rs.note(f"{target}.offer", (*loc, "offer"), shorthand=True)
     if price.own is not None:
         rs.note(f"{target}.offer", (*loc, "own"))
-        return _owned(rs, price.own, (*loc, "own"), hardware)
+        source = Source("the scenario", price.own.date or "", Kind.DERIVED, "bought hardware")
+        return Offer("own hardware", device, 0.0, 1, "own", price.own.date or "", source)
     if price.per_gpu_hour is not None:
         rs.note(f"{target}.offer", (*loc, "per_gpu_hour"), shorthand=True)
+        if price.date is None and rs.given((*loc, "per_gpu_hour")):
+            what = "a quoted price needs its date"
+            rs.problem(
+                (*loc, "per_gpu_hour"), what, hint="date: 2026-11-27; a price to try out is written price: 3 USD/h"
+            )
         source = Source("the scenario", price.date or "", Kind.LIST_PRICE, "a price stated by the user")
-        term: Literal["on_demand", "spot"] = "spot" if price.term == "spot" else "on_demand"
-        return Offer("scenario", device, price.per_gpu_hour, price.gpus_per_instance, term, price.date or "", source)
+        n_gpus, day = price.gpus_per_instance, price.date or ""
+        return Offer("scenario", device, price.per_gpu_hour, n_gpus, cast(Term, price.term), day, source)
     name = price.offer or ""
-    offer = rs.attempt((*loc, "offer"), lambda: load_offer(name))
+    offer = rs.attempt((*loc, "offer"), lambda: catalog.load_offer(name))
     rs.derived(f"{target}.offer", "catalog", f"prices, named at {rs.mark((*loc, 'offer'))}")
     if offer is not None and offer.hardware not in slugs:
         what = f"this offer is for {offer.hardware}, the hardware is {' / '.join(slugs)}"
         rs.problem((*loc, "offer"), what, name, hint=f"moeplan catalog prices --hardware {device}")
+    if offer is not None and offer.term == "reserved" and price.commitment is None:
+        rs.problem((*loc, "offer"), "a reserved price needs its term", name, hint="commitment: {term: 12 months}")
     return offer
 
 
-def _owned(rs: Resolving, own: OwnFile, loc: Loc, hardware: Hardware) -> Offer | None:
-    """Cost of an hour of a bought GPU: straight-line depreciation over all hours, hosting, and energy at full load."""
-    power_w = own.power * own.pue if own.power is not None else hardware.allin_power_w_per_gpu
-    if power_w is None:
-        rs.problem(
-            (*loc, "power"), f"missing key: the profile of {hardware.slug} states no all-in power", hint="state it"
-        )
+def _commitment(rs: Resolving, price: PriceFile | None, loc: Loc, target: str) -> Commitment | None:
+    if price is None or price.commitment is None:
         return None
-    hours = own.lifetime / HOUR_S
-    per_hour = own.purchase * (1.0 - own.residual) / hours + own.hosting / HOURS_PER_MONTH
-    per_hour += power_w * HOUR_S * own.electricity
-    source = Source("the scenario", "", Kind.DERIVED, "bought hardware: depreciation, hosting and energy per hour")
-    return Offer("own hardware", hardware.device.slug, per_hour, 1, "own", "", source)
+    rs.note(f"{target}.commitment", (*loc, "commitment"))
+    return Commitment(price.commitment.term / MONTH_S, price.commitment.discount)
+
+
+def _ownership(rs: Resolving, own: OwnFile, loc: Loc, hardware: Hardware) -> Ownership | None:
+    power_w = own.power
+    if power_w is None and hardware.allin_power_w_per_gpu is None and hardware.host.power_w is None:
+        what = f"missing key: the profile of {hardware.slug} states no power of the machine around the GPU"
+        rs.problem((*loc, "power"), what, hint="state the draw per GPU with its host's share")
+    price = own.electricity
+    if isinstance(price, str):
+        rs.derived("electricity", "catalog", f"prices, named at {rs.mark((*loc, 'electricity'))}")
+    usd_per_j = rs.attempt((*loc, "electricity"), lambda: _electricity(rs, price)) if isinstance(price, str) else price
+    if usd_per_j is None:
+        return None
+    return Ownership(
+        own.purchase,
+        own.lifetime / MONTH_S,
+        own.residual,
+        own.interest,
+        own.hosting,
+        usd_per_j,
+        power_w,
+        own.date or "",
+    )
+
+
+def _electricity(rs: Resolving, item: str) -> float:
+    """Price of the catalogue [USD/J], in another currency at the scenario's rate."""
+    cost = catalog.electricity(item)
+    try:
+        return parse(f"{cost.value} {cost.unit}", "usd_per_energy", rs.currencies)
+    except UnitError as error:
+        raise input_error("electricity", error.what, got=item, allowed=error.allowed, hint=error.hint) from None
+
+
+def resolve_facility(rs: Resolving, file: ScenarioFile, hardware: Hardware) -> Facility | None:
+    """Grid and surroundings; None with the problem recorded."""
+    energy = file.energy
+    rs.note("facility.region", ("energy", "region"))
+    rs.note("facility.pue", ("energy", "pue"), default="the world's average; none where power includes cooling")
+    own_power = file.price is not None and file.price.own is not None and file.price.own.power is not None
+    only_all_in = hardware.host.power_w is None and hardware.allin_power_w_per_gpu is not None
+    if energy.pue is not None and only_all_in and not own_power:
+        what = f"the power of {hardware.slug} is known with its cooling: a PUE would count it twice"
+        rs.problem(("energy", "pue"), what, energy.pue, hint="leave it away, or state price.own.power without cooling")
+    average = next(cost for cost in catalog.other_costs("pue") if cost.item == "global weighted average")
+    if energy.grid is not None:
+        rs.note("facility.kgco2e_per_j", ("energy", "grid"))
+        source = Source("the scenario", "", Kind.LIST_PRICE, "emissions stated by the user")
+        return Facility(energy.pue or average.value, energy.pue is not None, energy.region, energy.grid, source)
+    found = rs.attempt(("energy", "region"), lambda: catalog.grid_intensity(energy.region))
+    if found is None:
+        return None
+    rs.derived("facility.kgco2e_per_j", "catalog", "prices, grid intensity", found.source.text)
+    kgco2e_per_j = parse(f"{found.value} {found.unit}", "carbon_intensity")
+    return Facility(energy.pue or average.value, energy.pue is not None, found.item, kgco2e_per_j, found.source)
+
+
+def resolve_market(rs: Resolving, file: ScenarioFile, model: ModelArchitecture, hardware: Hardware) -> Market:
+    """What the same demand could be served by instead."""
+    wanted = file.alternatives
+    offers = catalog.offers_for(*dict.fromkeys((hardware.slug, hardware.device.slug)))
+    why = ""
+    if wanted.api is not None:
+        loc: Loc = ("alternatives", "api")
+        named: list[ApiOffer | None] = []
+        for i, name in enumerate(wanted.api):
+            named.append(rs.attempt((*loc, i), partial(catalog.load_api_offer, name)))
+        api = tuple(offer for offer in named if offer is not None)
+        why = "" if api else "the scenario names none"
+    else:
+        family = catalog.api_offers(model.name)
+        api = tuple(offer for offer in family if serves(offer.name, model))
+        relatives = f" ({len(family)} of relatives: name one under alternatives.api)" if family else ""
+        why = "" if api else f"no hosted offer for {model.name} in the catalogue of API prices{relatives}"
+    own = None
+    if wanted.own is not None:
+        rs.note("market.ownership", ("alternatives", "own"))
+        own = _ownership(rs, wanted.own, ("alternatives", "own"), hardware)
+    for key in ("cached", "batch"):
+        rs.note(f"market.{key}_frac", ("alternatives", key))
+    return Market(offers, api, own, wanted.cached, wanted.batch, why)
+
+
+def resolve_ages(
+    rs: Resolving, file: ScenarioFile, moneys: Mapping[str, Money | None]
+) -> tuple[str, tuple[PriceUsed, ...]]:
+    """The day ages are counted from, and the prices the plan rests on; ``moneys`` by the place of their price."""
+    as_of = first_day(file.as_of) if file.as_of is not None else today()
+    rs.note("as_of", ("as_of",), default="today")
+    found: list[PriceUsed] = []
+    for place, money in moneys.items():
+        if money is None:
+            continue
+        loc: Loc = tuple(place.split("."))
+        what = "purchase" if money.ownership is not None else "GPU hour"
+        _aged(rs, file, loc, price_used(what, money.offer.name, money.offer.price_date, as_of), as_of, found)
+        own = file.price.own if file.price is not None else None
+        if money.ownership is not None and own is not None and isinstance(own.electricity, str):
+            power = catalog.electricity(own.electricity)
+            used = price_used("electricity", power.item, power.source.date, as_of)
+            _aged(rs, file, (*loc, "own", "electricity"), used, as_of, found)
+    return as_of.isoformat(), tuple(found)
+
+
+def _aged(rs: Resolving, file: ScenarioFile, loc: Loc, used: PriceUsed, as_of: date, found: list[PriceUsed]) -> None:
+    found.append(used)
+    if used.price_date and first_day(used.price_date) > as_of:
+        rs.problem(loc, f"the price of {used.name} is dated after {as_of.isoformat()}", used.price_date, hint="as_of")
+    if not file.strict_prices:
+        return
+    hint = "a newer quote: moeplan catalog prices --update FILE, or price: {per_gpu_hour: ..., date: ...}"
+    if used.age_days is None:
+        rs.problem(loc, f"strict prices: the price of the {used.what} has no date", used.name, hint=hint)
+    elif used.stale:
+        what = f"strict prices: the price of {used.name} is {used.age_days} days old on {as_of.isoformat()}"
+        rs.problem(loc, what, used.price_date, f"at most {STALE_DAYS} days", hint)
 
 
 def _budget(rs: Resolving, file: BudgetFile, kind: str, target: str) -> Budget:
@@ -107,6 +263,7 @@ def exchange_rates(rs: Resolving, table: Mapping[str, object]) -> dict[str, floa
             rates[code] = parse_exchange_rate(code, text)
         except UnitError as error:
             rs.problem(("exchange_rates", code), error.what, text, error.allowed, error.hint)
+    rs.currencies = rates
     return rates
 
 

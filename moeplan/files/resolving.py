@@ -27,6 +27,7 @@ class Resolving:
     fits: bool = True  # whether fitted parameters are read, which only a simulation needs
     problems: list[Problem] = field(default_factory=list)
     origins: dict[str, Origin] = field(default_factory=dict)
+    currencies: dict[str, float] = field(default_factory=dict)  # US dollars per unit, as the scenario states them
     set_aside: list[Loc] = field(default_factory=list)  # faulty values, reported already, replaced by their defaults
 
     def problem(self, loc: Loc, what: str, got: object = "", allowed: str = "", hint: str = "") -> None:

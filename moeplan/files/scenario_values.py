@@ -11,7 +11,18 @@ from moeplan.provenance import Origin
 from moeplan.spec.scenario import Scenario
 
 # shown as a whole by their name: layers are the model's own business, fits and errors have commands of their own
-_OPAQUE = ("layers", "mtp_layers", "efficiency", "model_error", "origins", "trace", "histogram", "placement_map")
+_OPAQUE = (
+    "layers",
+    "mtp_layers",
+    "efficiency",
+    "model_error",
+    "origins",
+    "trace",
+    "histogram",
+    "placement_map",
+    "offers",
+    "api_offers",
+)
 _CATALOGUED = {
     "model": "model",
     "comparison.model": "model",

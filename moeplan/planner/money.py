@@ -1,86 +1,133 @@
-"""Cost and budget of a plan."""
+"""Cost of a plan: what the simulation used, billed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from decimal import ROUND_HALF_EVEN, Decimal
 
-from moeplan.costs.money import Bill, monthly_cost, run_cost, usd_per_million_tokens
+from moeplan.costs.money import Bill, Usage, bill, usd_per_million_tokens
+from moeplan.planner.energy import Power
 from moeplan.planner.intervals import exact
-from moeplan.spec.plan import BudgetResult, CostResult, Q, ServingResult, TrainingResult
-from moeplan.spec.prices import Budget, Money
+from moeplan.spec.plan import CostResult, Q, ServingResult, TrainingResult
+from moeplan.spec.prices import Money
+
+_CENT = Decimal("0.01")
+_SCOPE = ("people", "operations", "storage", "egress", "tax")
 
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """Money of one plan; ``compared`` is what the budget limits."""
+    """Money of one part of a plan; ``compared`` is what a budget limits, ``bill`` what it is made of."""
 
     cost: CostResult
     compared: Q | None
+    bill: Bill
 
 
-def serving_spending(money: Money, n_gpus: int, result: ServingResult | None) -> Spending:
+def cents(amount: float) -> float:
+    """``amount`` [USD] to the cent, as it is reported."""
+    return float(Decimal(repr(amount)).quantize(_CENT, ROUND_HALF_EVEN))
+
+
+def reported(whole: Bill) -> tuple[dict[str, float], float]:
+    """Purposes to the cent, and a total that is exactly their sum [USD]. Purposes without money are left out."""
+    parts = {name: Decimal(repr(usd)).quantize(_CENT, ROUND_HALF_EVEN) for name, usd in asdict(whole).items()}
+    shown = {name: float(usd) for name, usd in parts.items() if usd}
+    return shown or {"gpus": 0.0}, float(sum(parts.values()))
+
+
+def serving_usage(
+    money: Money, n_gpus: int, result: ServingResult | None, power: Power | None, stored_bytes: float
+) -> tuple[Usage, Usage, Usage]:
+    """A month of a fleet that is always up: as predicted, and at the low and high end of energy and traffic."""
+    month_s = money.hours_per_month * 3600.0
+    tokens = exact(0.0) if result is None else result.output_tokens_per_s.scaled(month_s)
+    watts = exact(0.0) if power is None else power.w_per_gpu
+
+    def at(w: float, n_tokens: float) -> Usage:
+        sent = n_tokens * money.egress_bytes_per_token
+        return Usage(n_gpus, money.hours_per_month, n_gpus * w * month_s, stored_bytes, sent)
+
+    return at(watts.value, tokens.value), at(watts.low, tokens.low), at(watts.high, tokens.high)
+
+
+def serving_spending(
+    money: Money, n_gpus: int, result: ServingResult | None, power: Power | None, stored_bytes: float
+) -> Spending:
     """A fleet that runs all month, whatever it serves."""
-    bill = monthly_cost(money, n_gpus)
-    per_hour = bill.total / money.hours_per_month
-    per_million = None
+    month, low, high = (bill(money, usage) for usage in serving_usage(money, n_gpus, result, power, stored_bytes))
+    breakdown, total = reported(month)
+    monthly = Q(total, min(total, cents(low.total)), max(total, cents(high.total)))
+    per_million = idle = None
     if result is not None and result.output_tokens_per_s.low > 0.0:
         tokens = result.output_tokens_per_s
+        hours = money.hours_per_month
         per_million = Q(
-            usd_per_million_tokens(per_hour, tokens.value),
-            usd_per_million_tokens(per_hour, tokens.high),
-            usd_per_million_tokens(per_hour, tokens.low),
+            usd_per_million_tokens(monthly.value / hours, tokens.value),
+            usd_per_million_tokens(monthly.low / hours, tokens.high),
+            usd_per_million_tokens(monthly.high / hours, tokens.low),
         )
+    if result is not None:
+        busy = result.utilization_frac
+        idle = Q(*(cents(month.compute * (1.0 - b)) for b in (busy.value, busy.high, busy.low)))
     cost = CostResult(
-        usd_per_hour=exact(per_hour),
-        usd_per_month=exact(bill.total),
+        usd_per_hour=monthly.scaled(1.0 / money.hours_per_month),
+        usd_per_month=monthly,
         usd_per_million_output_tokens=per_million,
         total_usd=None,
-        breakdown=_by_purpose(bill),
-    )
-    return Spending(cost, exact(bill.total))
-
-
-def training_spending(money: Money, n_gpus: int, result: TrainingResult | None) -> Spending:
-    """A run that is paid for as long as it takes."""
-    per_hour = exact(monthly_cost(money, n_gpus).total / money.hours_per_month)
-    if result is None:
-        return Spending(CostResult(per_hour, None, None, None, {}), None)
-    wall = result.wall_time_s
-    bill = run_cost(money, n_gpus, wall.value)
-    total = Q(*(run_cost(money, n_gpus, t).total for t in (wall.value, wall.low, wall.high)))
-    return Spending(CostResult(per_hour, None, None, total, _by_purpose(bill)), total)
-
-
-def lifecycle_spending(training: Spending, serving: Spending, months: float) -> Spending:
-    """Train once, then serve for ``months``."""
-    run, monthly = training.cost.total_usd, serving.cost.usd_per_month
-    total = None
-    if run is not None and monthly is not None:
-        total = Q(*(r + m * months for r, m in zip(_ends(run), _ends(monthly), strict=True)))
-    breakdown = {f"training_{k}": v for k, v in training.cost.breakdown.items()}
-    breakdown |= {f"serving_{k}": v * months for k, v in serving.cost.breakdown.items()}
-    cost = CostResult(
-        usd_per_hour=serving.cost.usd_per_hour,
-        usd_per_month=monthly,
-        usd_per_million_output_tokens=serving.cost.usd_per_million_output_tokens,
-        total_usd=total,
         breakdown=breakdown,
+        idle_usd=idle,
+        not_counted=not_counted(month),
     )
-    return Spending(cost, total)
+    return Spending(cost, monthly, month)
 
 
-def judge_budget(budget: Budget | None, spending: Spending) -> BudgetResult | None:
-    """Whether the limit holds at the predicted value."""
-    if budget is None or spending.compared is None:
-        return None
-    used = spending.compared
-    return BudgetResult(budget.limit_usd, budget.per, used, used.value <= budget.limit_usd)
+def run_bill(
+    money: Money, n_gpus: int, wall_time_s: float, w_per_gpu: float, stored_bytes: float, *, ends: bool = True
+) -> Bill:
+    """A training run of ``wall_time_s`` [USD]."""
+    hours = wall_time_s / 3600.0
+    return bill(money, Usage(n_gpus, hours, n_gpus * w_per_gpu * wall_time_s, stored_bytes, training=True, ends=ends))
 
 
-def _by_purpose(bill: Bill) -> dict[str, float]:
-    parts = {"gpus": bill.gpus, "storage": bill.storage, "egress": bill.egress, "people": bill.people, "tax": bill.tax}
-    return {name: value for name, value in parts.items() if name == "gpus" or value}
+def training_spending(
+    money: Money, n_gpus: int, result: TrainingResult | None, power: Power | None, stored_bytes: float
+) -> Spending:
+    """A run that is paid for as long as it takes."""
+    hourly = run_bill(money, n_gpus, 3600.0, 0.0 if power is None else power.w_per_gpu.value, stored_bytes, ends=False)
+    per_hour = exact(hourly.total)
+    if result is None:
+        return Spending(CostResult(per_hour, None, None, None, {}, None, not_counted(hourly)), None, Bill())
+    wall, watts = result.wall_time_s, exact(0.0) if power is None else power.w_per_gpu
+    run, low, high = (
+        run_bill(money, n_gpus, t, w, stored_bytes)
+        for t, w in ((wall.value, watts.value), (wall.low, watts.low), (wall.high, watts.high))
+    )
+    breakdown, value = reported(run)
+    total = Q(value, min(value, cents(low.total)), max(value, cents(high.total)))
+    good = result.goodput_frac
+    idle = Q(*(cents(run.compute * (1.0 - g)) for g in (good.value, good.high, good.low)))
+    cost = CostResult(per_hour, None, None, total, breakdown, idle, not_counted(run))
+    return Spending(cost, total, run)
 
 
-def _ends(q: Q) -> tuple[float, float, float]:
-    return q.value, q.low, q.high
+def lifecycle_cost(training: Spending, serving: Spending, served: Bill, total: Q, per_million: Q | None) -> CostResult:
+    """Train once, then serve; ``served`` is the bill of the whole time in service. ``total`` gives the interval."""
+    before, first = reported(training.bill)
+    after, second = reported(served)
+    value = float(Decimal(repr(first)) + Decimal(repr(second)))
+    breakdown = {f"training_{k}": v for k, v in before.items()} | {f"serving_{k}": v for k, v in after.items()}
+    return replace(
+        serving.cost,
+        usd_per_million_output_tokens=per_million,
+        total_usd=Q(value, min(value, cents(total.low)), max(value, cents(total.high))),
+        breakdown=breakdown,
+        not_counted=not_counted(training.bill.plus(served)),
+    )
+
+
+def not_counted(whole: Bill) -> tuple[str, ...]:
+    """Purposes beside the hardware for which nothing is charged."""
+    parts: Mapping[str, float] = asdict(whole)
+    return tuple(name for name in _SCOPE if not parts[name])

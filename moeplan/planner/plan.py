@@ -8,13 +8,8 @@ from typing import Any
 
 from moeplan._version import __version__
 from moeplan.planner import verdicts as v
-from moeplan.planner.money import (
-    Spending,
-    judge_budget,
-    lifecycle_spending,
-    serving_spending,
-    training_spending,
-)
+from moeplan.planner.finance import finance
+from moeplan.planner.lifecycle import first_month_cheaper, spent_by
 from moeplan.planner.serving import ServingOutcome, plan_serving
 from moeplan.planner.training import TrainingOutcome, plan_training
 from moeplan.simulate.deployment import Deployment
@@ -36,9 +31,8 @@ def simulate(scenario: Scenario, *, progress: Say | None = None) -> Plan:
     part = serving or training
     if part is None:
         raise ValueError(f"{scenario.name}: neither serving nor training")
-    spending = _spending(scenario, training, serving)
-    budget = judge_budget(scenario.money.budget, spending)
-    checks = _checks(scenario, training, serving, budget)
+    money = finance(scenario, training, serving)
+    checks = _checks(scenario, training, serving, money.budget)
     plan = Plan(
         moeplan=__version__,
         scenario=scenario.name,
@@ -50,12 +44,20 @@ def simulate(scenario: Scenario, *, progress: Say | None = None) -> Plan:
         training=None if training is None else training.result,
         memory=part.fit.result(1 if scenario.serving is None else scenario.serving.layout.dp),
         routing=part.routing,
-        cost=spending.cost,
-        budget=budget,
+        cost=money.cost,
+        budget=money.budget,
+        energy=money.energy,
+        alternatives=money.alternatives,
+        lifecycle=money.lifecycle,
+        advice=money.advice,
         time_breakdown=part.time_breakdown,
         provenance=_provenance(scenario, part),
     )
-    return replace(plan, verdicts=(*checks, *_remarks(scenario, plan, say)))
+    remarks = _remarks(scenario, plan)
+    if scenario.comparison is not None:
+        plan, compared = _compared(scenario, scenario.comparison, plan, say)
+        remarks.insert(1, compared)
+    return replace(plan, verdicts=(*checks, *remarks))
 
 
 def _plan_serving(scenario: Scenario, serving: Serving, say: Say) -> ServingOutcome:
@@ -75,21 +77,6 @@ def _plan_training(scenario: Scenario, training: Training, say: Say) -> Training
         deadline_s=None if scenario.money.budget is None else scenario.money.budget.deadline_s,
         seed=scenario.seed,
     )
-
-
-def _spending(scenario: Scenario, training: TrainingOutcome | None, serving: ServingOutcome | None) -> Spending:
-    found = None
-    if scenario.training is not None and training is not None:
-        money = scenario.training_money or scenario.money
-        n_gpus = scenario.training.layout.n_gpus if training.result is None else training.result.run.n_gpus_held
-        found = run = training_spending(money, n_gpus, training.result)
-    if scenario.serving is not None and serving is not None:
-        found = fleet = serving_spending(scenario.money, scenario.serving.layout.n_gpus, serving.result)
-        if scenario.training is not None and scenario.lifecycle_months is not None:
-            found = lifecycle_spending(run, fleet, scenario.lifecycle_months)
-    if found is None:
-        raise ValueError(f"{scenario.name}: neither serving nor training")
-    return found
 
 
 def _checks(
@@ -119,19 +106,35 @@ def _checks(
     return checks
 
 
-def _remarks(scenario: Scenario, plan: Plan, say: Say) -> list[Verdict]:
+def _remarks(scenario: Scenario, plan: Plan) -> list[Verdict]:
     found: list[Verdict] = []
     if plan.time_breakdown:
         found.append(
             v.bottleneck_remark(plan.time_breakdown, "a serving iteration" if plan.serving else "a training step")
         )
-    advice = None if plan.training is None else v.checkpoint_remark(plan.training)
-    if advice is not None:
-        found.append(advice)
-    if scenario.comparison is not None:
-        say(f"planning {scenario.comparison.model.name} for comparison")
-        found.append(v.comparison_remark(scenario.comparison, plan, _other_plan(scenario, scenario.comparison)))
+    if plan.training is not None and (checkpoint := v.checkpoint_remark(plan.training)) is not None:
+        found.append(checkpoint)
+    if plan.alternatives is not None:
+        found.append(v.remark("alternatives", plan.alternatives.text))
+    if plan.advice is not None:
+        found.append(v.remark("advice", plan.advice.text))
+    found += v.money_remarks(scenario, plan)
     return found + [v.reference_remark(r, _figure(plan, r.quantity)) for r in scenario.references]
+
+
+def _compared(scenario: Scenario, comparison: Comparison, plan: Plan, say: Say) -> tuple[Plan, Verdict]:
+    """``plan`` with the other way to the same quality beside it: over the whole life where there is one."""
+    say(f"planning {comparison.model.name} for comparison")
+    other = _other_plan(scenario, comparison)
+    remark = v.comparison_remark(comparison, plan, other)
+    if plan.lifecycle is None or other.lifecycle is None:
+        return plan, remark
+    total = other.lifecycle.total_usd.value + comparison.once_usd
+    month = first_month_cheaper(
+        spent_by(plan.lifecycle), spent_by(other.lifecycle, comparison.once_usd), len(plan.lifecycle.schedule)
+    )
+    life = replace(plan.lifecycle, other_name=comparison.model.name, other_total_usd=total, cheaper_from_month=month)
+    return replace(plan, lifecycle=life), v.life_comparison_remark(comparison, life)
 
 
 def _other_plan(scenario: Scenario, comparison: Comparison) -> Plan:
@@ -139,11 +142,9 @@ def _other_plan(scenario: Scenario, comparison: Comparison) -> Plan:
         replace(
             scenario,
             name=comparison.model.name,
-            kind="serving",
             model=comparison.model,
             serving=comparison.serving,
-            training=None,
-            lifecycle_months=None,
+            training=comparison.training,
             comparison=None,
             references=(),
         )
@@ -170,6 +171,8 @@ def _provenance(scenario: Scenario, part: ServingOutcome | TrainingOutcome) -> d
         "price": offer.name,
         "price_date": offer.price_date,
         "price_source": offer.source.text,
+        "prices_as_of": scenario.as_of,
+        "prices": [asdict(price) for price in scenario.prices],
         "routing": (scenario.training_routing if scenario.kind == "training" else scenario.routing).note,
         "origins": {
             path: {"how": o.how, "where": o.where, "note": o.note} for path, o in sorted(scenario.origins.items())

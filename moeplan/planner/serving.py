@@ -21,6 +21,7 @@ from moeplan.spec.uncertainty import ModelError
 from moeplan.steps.memory import MemoryFit
 from moeplan.steps.serving import Iteration, step_parts_s
 from moeplan.steps.table import StepTable
+from moeplan.steps.use import Use, serving_use
 
 Say = Callable[[str], None]
 _MOST_FLOOD_REQUESTS = 2**15  # bounds the time of a plan; a batch of thousands still turns over several times
@@ -36,6 +37,7 @@ class ServingOutcome:
     routing: RoutingResult | None
     time_breakdown: Mapping[str, float]  # mean iteration of the simulation [s]
     tier: Tier
+    use: Use | None = None  # of a GPU by the mean iteration
 
 
 def plan_serving(deployment: Deployment, error: ModelError, say: Say) -> ServingOutcome:
@@ -55,13 +57,15 @@ def plan_serving(deployment: Deployment, error: ModelError, say: Say) -> Serving
     capacities = [_capacity_requests_per_s(t, deployment, fit) for t in tables]
     result, slo_latency = _result(logs, capacities, deployment, error, tier)
     iteration = _mean_iteration(logs[0], serving)
+    parts = step_parts_s(deployment.step, iteration) if iteration.n_tokens > 0 else {}
     return ServingOutcome(
         fit=fit,
         result=result,
         slo_latency_s=slo_latency,
         routing=_routing(deployment, iteration),
-        time_breakdown=step_parts_s(deployment.step, iteration) if iteration.n_tokens > 0 else {},
+        time_breakdown=parts,
         tier=tier,
+        use=serving_use(deployment.step, fit, iteration, sum(parts.values())) if parts else None,
     )
 
 
@@ -150,6 +154,7 @@ def _result(
     known = [c for c in capacities if c is not None]
     result = ServingResult(
         requests_per_s=rate(lambda m: m.requests_per_s),
+        input_tokens_per_s=rate(lambda m: m.input_tokens_per_s),
         output_tokens_per_s=rate(lambda m: m.output_tokens_per_s),
         output_tokens_per_s_per_gpu=rate(lambda m: m.output_tokens_per_s / serving.layout.n_gpus),
         ttft_s=latencies("ttft"),

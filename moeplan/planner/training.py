@@ -22,6 +22,7 @@ from moeplan.spec.uncertainty import ModelError
 from moeplan.steps.memory import MemoryFit, training_memory
 from moeplan.steps.training import TrainingStep, training_step
 from moeplan.steps.training_layer import KERNELS
+from moeplan.steps.use import Use, training_use
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class TrainingOutcome:
     time_breakdown: Mapping[str, float]
     tier: Tier
     wall_samples_s: np.ndarray  # equally likely wall times of the run, sorted; empty when it does not fit
+    use: Use | None = None  # of a GPU while it trains
+    model_flop: float = 0.0  # of the run
 
 
 def plan_training(
@@ -68,6 +71,8 @@ def plan_training(
         time_breakdown=step.breakdown,
         tier=tier,
         wall_samples_s=walls,
+        use=training_use(step, model, hardware, training.layout, training.work),
+        model_flop=step.model_flop / step.n_tokens * training.work.n_tokens,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moeplan.spec.plan import BudgetResult, Plan, Q, ServingResult, TrainingResult, Verdict
-from moeplan.spec.scenario import Comparison, Reference
+from moeplan.spec.plan import BudgetResult, LifecycleResult, Plan, Q, ServingResult, TrainingResult, Verdict
+from moeplan.spec.scenario import Comparison, Reference, Scenario
 from moeplan.spec.workload import Slo
 from moeplan.steps.fix import Fix
 from moeplan.steps.memory import MemoryFit
@@ -76,18 +76,51 @@ def load_verdict(result: ServingResult, asked_per_s: float | None) -> Verdict:
 
 
 def budget_verdict(budget: BudgetResult) -> Verdict:
-    """Whether the money suffices."""
+    """Whether the money suffices, how sure that is, and what would make it fit."""
     used, limit = budget.used_usd, budget.limit_usd
     basis = {"month": "a month", "run": "for the run", "total": "in total"}[budget.per]
     span = "" if used.low == used.high else f" (90 % sure: ${used.low:,.0f} to ${used.high:,.0f})"
-    gap = f"${abs(limit - used.value):,.0f}"
+    gap = f"${abs(budget.headroom_usd.value):,.0f}"
     judged = (
         f"inside the limit of ${limit:,.0f} with {gap} to spare"
         if budget.fits
         else f"over the limit of ${limit:,.0f} by {gap}"
     )
-    text = f"Budget: ${used.value:,.0f} {basis}{span}, {judged}{_confidence(used, limit)}."
+    chance = "" if used.low == used.high else f"; {budget.probability_frac:.0%} likely to stay inside"
+    text = f"Budget: ${used.value:,.0f} {basis}{span}, {judged}{chance}."
+    if not budget.fits:
+        change = budget.change
+        text += (
+            " No single change found makes it fit."
+            if change is None
+            else f" Cheapest change that makes it fit: {change.text}, ${change.usd:,.0f}."
+        )
     return Verdict("budget", budget.fits, used.value, limit, "USD", text)
+
+
+def remark(check: str, text: str) -> Verdict:
+    """Something to know that cannot fail."""
+    return Verdict(check, True, None, None, "", text)
+
+
+def money_remarks(scenario: Scenario, plan: Plan) -> list[Verdict]:
+    """How old the prices are, and what the cost leaves out."""
+    found, run = [], scenario.training
+    for price in scenario.prices:
+        name = f"{price.what} ({price.name})"
+        if price.age_days is None:
+            text = f"Price of the {name}: undated, taken as of {scenario.as_of}."
+        else:
+            old = f"{price.age_days} days old on {scenario.as_of}"
+            warn = ": past 90 days, ask for a new quote" if price.stale else ""
+            text = f"Price of the {name}: {price.price_date}, {old}{warn}."
+        found.append(remark("price_age", text))
+    if scenario.money.offer.term == "spot" and (run is None or run.reliability.preemptions_per_s == 0.0):
+        text = "A spot price, and no interruptions are stated: lost work and waiting are not counted"
+        found.append(remark("spot", f"{text} (training.reliability.preemptions_per_node_day)."))
+    if plan.cost.not_counted:
+        found.append(remark("not_counted", f"Not counted, none is stated: {', '.join(plan.cost.not_counted)}."))
+    return found
 
 
 def deadline_verdict(result: TrainingResult, deadline_s: float) -> Verdict:
@@ -147,7 +180,15 @@ def reference_remark(reference: Reference, value: float | None) -> Verdict:
 
 def comparison_remark(comparison: Comparison, mine: Plan, other: Plan) -> Verdict:
     """The user's own model beside the one they call equal in quality."""
-    text = f"Beside {comparison.model.name} (equal by the scenario's own statement: {comparison.quality_note}): "
+    text = f"{_beside(comparison)}: "
+    if mine.kind == "training":
+        a, b = mine.cost.total_usd, other.cost.total_usd
+        if a is None or b is None:
+            failed = mine.scenario if a is None else other.scenario
+            return remark("comparison", f"{text}{failed} does not run on this hardware and layout.")
+        b = Q(*(end + comparison.once_usd for end in (b.value, b.low, b.high)))
+        text += f"${a.value:,.0f} against ${b.value:,.0f} for the run{_apart(a, b)}."
+        return Verdict("comparison", True, a.value, b.value, "USD", text)
     a, b = mine.cost.usd_per_million_output_tokens, other.cost.usd_per_million_output_tokens
     if a is None or b is None or mine.serving is None or other.serving is None:
         failed = mine.scenario if mine.serving is None else other.scenario
@@ -159,6 +200,22 @@ def comparison_remark(comparison: Comparison, mine: Plan, other: Plan) -> Verdic
         f"{_apart(mine.serving.capacity_requests_per_s, other.serving.capacity_requests_per_s)}{load}."
     )
     return Verdict("comparison", True, a.value, b.value, "USD per million output tokens", text)
+
+
+def life_comparison_remark(comparison: Comparison, life: LifecycleResult) -> Verdict:
+    """Two ways to the same quality over their whole life."""
+    mine, other = life.total_usd.value, life.other_total_usd
+    when = (
+        "this way never becomes the cheaper one"
+        if life.cheaper_from_month is None
+        else f"this way is the cheaper one from month {life.cheaper_from_month}"
+    )
+    text = f"{_beside(comparison)}: ${mine:,.0f} against ${other:,.0f} over {life.months:.3g} months; {when}."
+    return Verdict("comparison", True, mine, other, "USD", text)
+
+
+def _beside(comparison: Comparison) -> str:
+    return f"Beside {comparison.model.name} (equal by the scenario's own statement: {comparison.quality_note})"
 
 
 def _apart(a: Q | None, b: Q | None) -> str:

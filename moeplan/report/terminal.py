@@ -9,7 +9,18 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moeplan.spec.plan import Percentiles, Plan, Q, ServingResult, TrainingResult, Verdict
+from moeplan.spec.plan import (
+    AdviceResult,
+    AlternativesResult,
+    LifecycleResult,
+    Percentiles,
+    Plan,
+    Q,
+    ServingResult,
+    TrainingResult,
+    Verdict,
+)
+from moeplan.units import format_tokens
 
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _TIMES = ((86400.0 * 2, "d", 86400.0), (3600.0 * 2, "h", 3600.0), (120.0, "min", 60.0), (1.0, "s", 1.0))
@@ -23,7 +34,13 @@ def plan_renderable(plan: Plan, *, verbose: bool = False) -> RenderableType:
     if plan.training is not None:
         parts.append(_training(plan.training))
     parts += [_memory(plan), _cost(plan)]
+    if plan.lifecycle is not None:
+        parts.append(_life(plan.lifecycle))
     if verbose:
+        if plan.alternatives is not None:
+            parts.append(_options(plan.alternatives))
+        if plan.advice is not None:
+            parts.append(_laws(plan.advice))
         parts.append(_time_breakdown(plan))
         parts.append(_provenance(plan))
     return Group(*parts)
@@ -45,7 +62,10 @@ def _headline(plan: Plan) -> Text:
     return head
 
 
-_REMARKS = ("bottleneck", "checkpoint", "comparison", "reference")  # verdicts that inform and never fail
+# verdicts that inform and never fail
+_REMARKS = (
+    "bottleneck", "checkpoint", "comparison", "reference", "alternatives", "advice", "price_age", "not_counted", "spot",
+)  # fmt: skip
 
 
 def _verdicts(verdicts: Iterable[Verdict]) -> Table:
@@ -133,8 +153,57 @@ def _cost(plan: Plan) -> Table:
     ):
         if q is not None:
             table.add_row(label, dollars(q.value), _span(q, dollars))
-    if plan.budget is not None:
-        table.add_row(f"budget per {plan.budget.per}", dollars(plan.budget.limit_usd), "")
+    budget = plan.budget
+    if budget is not None:
+        q = budget.headroom_usd
+        table.add_row(f"left of {dollars(budget.limit_usd)} ({budget.per})", dollars(q.value), _span(q, dollars))
+        for what, amount in budget.buys.items():
+            table.add_row(f"it buys {what.replace('_', ' ')}", format_tokens(round(amount, 1)), "at most")
+    energy = plan.energy
+    if energy is not None:
+        per = {"month": " a month", "run": "", "total": ""}[energy.basis]
+        table.add_row(f"energy{per}", f"{number(energy.kwh.value)} kWh", _span(energy.kwh, number))
+        if energy.kwh_per_million_tokens is not None:
+            q = energy.kwh_per_million_tokens
+            table.add_row("energy per million tokens", f"{number(q.value)} kWh", _span(q, number))
+        label = f"emissions{per}, grid {energy.region}"
+        table.add_row(label, f"{number(energy.kgco2e.value)} kgCO2e", _span(energy.kgco2e, number))
+    return table
+
+
+def _life(life: LifecycleResult) -> Table:
+    table = _table("Over its life", "value", "90 % sure")
+    for label, q in (("training", life.training_usd), ("serving", life.serving_usd), ("total", life.total_usd)):
+        table.add_row(label, dollars(q.value), _span(q, dollars))
+    q = life.usd_per_million_output_tokens
+    if q is not None:
+        table.add_row("per million output tokens", dollars(q.value), _span(q, dollars))
+    steps = ", ".join(f"{replicas} from month {month}" for month, replicas in life.scale_at.items())
+    table.add_row(
+        "replicas", str(life.schedule[-1].replicas), steps if len(steps) <= 44 else f"{len(life.scale_at)} steps"
+    )
+    return table
+
+
+def _options(found: AlternativesResult) -> Table:
+    table = _table("Way to serve this demand", "a month", "per M out", "break-even")
+    table.columns[0].no_wrap = False
+    table.columns[0].overflow = "fold"
+    for o in found.options:
+        at = o.break_even_requests_per_month
+        edge = "" if o.kind != "api" else "never" if at is None else f"{format_tokens(at)} req"
+        name = f"{o.kind}: {o.name}" + (" (yours)" if o.chosen else "")
+        table.add_row(name, dollars(o.usd_per_month.value), dollars(o.usd_per_million_output_tokens.value), edge)
+    return table
+
+
+def _laws(found: AdviceResult) -> Table:
+    table = _table("Scaling law (advice)", "active", "total", "tokens", "in its range")
+    for law in found.laws:
+        sizes = [format_tokens(x) if x is not None else "" for x in (law.active_params, law.total_params, law.tokens)]
+        if law.dense_equivalent_params is not None:
+            sizes[0] = f"yours = dense {format_tokens(law.dense_equivalent_params)}"
+        table.add_row(law.law, *sizes, "yes" if law.inside_range else "no")
     return table
 
 

@@ -6,22 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-
-@dataclass(frozen=True, slots=True)
-class Q:
-    """An estimate with its 90 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def scaled(self, factor: float) -> Q:
-        """The same quantity in another unit (factor > 0)."""
-        return Q(self.value * factor, self.low * factor, self.high * factor)
-
-    def inverse(self) -> Q:
-        """1 / quantity; ends swap."""
-        return Q(1.0 / self.value, 1.0 / self.high, 1.0 / self.low)
+from moeplan.spec.plan_money import (
+    AdviceResult,
+    AlternativesResult,
+    BudgetResult,
+    CostResult,
+    EnergyResult,
+    LifecycleResult,
+)
+from moeplan.spec.quantity import Q as Q
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +41,7 @@ class Percentiles:
 @dataclass(frozen=True, slots=True)
 class ServingResult:
     requests_per_s: Q
+    input_tokens_per_s: Q
     output_tokens_per_s: Q
     output_tokens_per_s_per_gpu: Q
     ttft_s: Percentiles | None  # None where no request got that far
@@ -118,25 +112,6 @@ class RoutingResult:
 
 
 @dataclass(frozen=True, slots=True)
-class CostResult:
-    """Money in USD. ``breakdown`` is by purpose: of a month (serving), a run (training), everything (lifecycle)."""
-
-    usd_per_hour: Q
-    usd_per_month: Q | None
-    usd_per_million_output_tokens: Q | None
-    total_usd: Q | None
-    breakdown: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetResult:
-    limit_usd: float
-    per: str
-    used_usd: Q
-    fits: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """Result of ``simulate``. All top-level keys are always in the JSON, null where they do not apply."""
 
@@ -152,5 +127,9 @@ class Plan:
     routing: RoutingResult | None
     cost: CostResult
     budget: BudgetResult | None
+    energy: EnergyResult | None  # None where the plan does not run, or the profile states no power limit
+    alternatives: AlternativesResult | None  # serving: rent, buy or API
+    lifecycle: LifecycleResult | None
+    advice: AdviceResult | None  # training: what published scaling laws suggest
     time_breakdown: Mapping[str, float]
     provenance: Mapping[str, Any]

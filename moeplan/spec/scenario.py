@@ -11,8 +11,9 @@ from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.precision import Precision
-from moeplan.spec.prices import Money
+from moeplan.spec.prices import Facility, Market, Money, PriceUsed
 from moeplan.spec.routing import RoutingAssumption
+from moeplan.spec.scaling import ScalingLaw
 from moeplan.spec.uncertainty import ModelError
 from moeplan.spec.workload import Engine, Reliability, Slo, Traffic, TrainingWork
 
@@ -49,11 +50,29 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Another model the user calls equal in quality, served under the same traffic and prices."""
+    """Another way to what the user calls the same quality, under the same traffic and prices."""
 
     model: ModelArchitecture
-    serving: Serving
+    serving: Serving | None
     quality_note: str
+    training: Training | None = None  # how this one is trained
+    once_usd: float = 0.0  # other money it takes once
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How a request rate changes over the time in service.
+
+    rate(t) / rate = (1 + growth)^t * share(t) * (1 + seasonality cos(2 pi (t - peak) / 12)), t in months; share(t) is
+    the logistic curve through ``adoption_start_frac`` at 0 and one half at ``adoption_midpoint_months``.
+    """
+
+    growth_frac_per_month: float
+    seasonality_frac: float
+    peak_month: int  # counted from 1
+    adoption_start_frac: float | None
+    adoption_midpoint_months: float | None
+    monthly: tuple[float, ...] | None  # factors that take the place of the curves
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +90,15 @@ class Scenario:
     training_routing: RoutingAssumption
     money: Money
     lifecycle_months: float | None  # serving months after training
+    demand: Demand | None  # lifecycle: None = the traffic's rate throughout
     training_hardware: Hardware | None  # lifecycle: where it differs from ``hardware``
     training_money: Money | None
     comparison: Comparison | None
     references: tuple[Reference, ...]
     model_error: ModelError
+    facility: Facility
+    market: Market
+    as_of: str  # day from which ages of prices are counted
+    prices: tuple[PriceUsed, ...]
+    scaling_laws: tuple[ScalingLaw, ...]
     origins: Mapping[str, Origin]

@@ -69,11 +69,16 @@ class ServingStep:
         The products run at the clocks the power limit allows an iteration of so many tokens, see `steps.power`.
         """
         parts = self._burst_parts_s(n_tokens)
+        arithmetic_s, memory_s = self.used_s(n_tokens)
+        stretch = sustained_stretch(_total_s(parts), arithmetic_s, memory_s, device=self.hardware.device)
+        return {name: time_s * stretch if name in _CLOCKED else time_s for name, time_s in parts.items()}
+
+    def used_s(self, n_tokens: Array) -> tuple[Array, Array]:
+        """What the parts of `linear_parts_s` take at the dense peak, and at the datasheet's bandwidth [s]."""
         arithmetic_s, memory_s = (
             _total_s(replace(self, operations=kind)._burst_parts_s(n_tokens)) for kind in (Arithmetic, Traffic)
         )
-        stretch = sustained_stretch(_total_s(parts), arithmetic_s, memory_s, device=self.hardware.device)
-        return {name: time_s * stretch if name in _CLOCKED else time_s for name, time_s in parts.items()}
+        return arithmetic_s, memory_s
 
     def _burst_parts_s(self, n_tokens: Array) -> dict[str, Array]:
         """`linear_parts_s` at burst clocks."""

@@ -114,7 +114,7 @@ def test_extends_and_set_take_the_last(tmp_path: Path) -> None:
 
 def test_set_opens_a_short_form(tmp_path: Path) -> None:
     path = _write(tmp_path, with_line(SERVING, 6, "  engine: sglang"))
-    values = _values(path, "--set", "serving.engine.max_model_len=4096", "--set", "price.per_gpu_hour=2 USD/h")
+    values = _values(path, "--set", "serving.engine.max_model_len=4096", "--set", "price=2 USD/h")
     assert values["serving.engine.name"]["value"] == "sglang"
     assert values["serving.max_context_tokens"]["value"] == 4096
     assert values["money.offer.usd_per_gpu_hour"]["value"] == pytest.approx(2.0)
@@ -154,11 +154,28 @@ def test_currency_by_the_scenarios_own_rate(tmp_path: Path) -> None:
     assert _values(_write(tmp_path, text))["money.budget.limit_usd"]["value"] == pytest.approx(3300.0)
 
 
-def test_owned_hardware_costs_depreciation_hosting_and_energy(tmp_path: Path) -> None:
-    own = "{purchase: 30000 USD, lifetime: 4 years, residual: 10 %, electricity: 0.20 USD/kWh, power: 1 kW, pue: 1.5}"
+def test_owned_hardware_is_read_whole(tmp_path: Path) -> None:
+    own = (
+        "{purchase: 30 kUSD, lifetime: 4 years, residual: 10 %, interest: 6 %, electricity: 0.20 USD/kWh, power: 1 kW}"
+    )
     values = _values(_write(tmp_path, with_line(SERVING, 14, f"price: {{own: {own}}}")))
-    assert values["money.offer.usd_per_gpu_hour"]["value"] == pytest.approx(27000 / (4 * 8760) + 1.5 * 0.20)
     assert values["money.offer.term"]["value"] == "own"
+    assert values["money.ownership.purchase_usd"]["value"] == 30000
+    assert values["money.ownership.lifetime_months"]["value"] == 48
+    assert values["money.ownership.resale_frac"]["value"] == pytest.approx(0.1)
+    assert values["money.ownership.interest_frac_per_year"]["value"] == pytest.approx(0.06)
+    assert values["money.ownership.usd_per_j"]["value"] == pytest.approx(0.20 / 3.6e6)
+
+
+def test_electricity_of_the_catalogue_at_the_scenarios_rate(tmp_path: Path) -> None:
+    own = "{purchase: 30000 USD, lifetime: 4 years, electricity: Germany business}"
+    text = with_line(SERVING, 14, f"price: {{own: {own}}}\nexchange_rates: {{EUR: 1.10 USD}}")
+    values = _values(_write(tmp_path, text))
+    assert values["money.ownership.usd_per_j"]["value"] == pytest.approx(0.233 * 1.10 / 3.6e6)
+    assert values["prices[1].age_days"]["value"] > 90
+    result = run("check", _write(tmp_path, with_line(SERVING, 14, f"price: {{own: {own}}}")))
+    assert result.exit_code == 2
+    assert "price.own.electricity: unknown currency EUR" in result.stderr
 
 
 def test_engine_defaults_follow_device_and_layout(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_json_has_the_contract_keys(quickstart: Result) -> None:
     plan = json.loads(quickstart.stdout)
     assert list(plan) == [
         "moeplan", "scenario", "kind", "seed", "feasible", "verdicts", "serving", "training", "memory", "routing",
-        "cost", "budget", "time_breakdown", "provenance",
+        "cost", "budget", "energy", "alternatives", "lifecycle", "advice", "time_breakdown", "provenance",
     ]  # fmt: skip
     for metric in ("ttft_s", "tpot_s", "e2e_s"):
         for statistic in ("mean", "p50", "p90", "p99"):
@@ -58,7 +58,9 @@ def test_json_has_the_contract_keys(quickstart: Result) -> None:
             assert 0 < q["low"] <= q["value"] <= q["high"]
     assert {"check", "ok", "need", "have", "text"} <= set(plan["verdicts"][0])
     assert {"per_gpu_bytes", "capacity_bytes", "breakdown", "kv_capacity_tokens"} == set(plan["memory"])
-    assert {"limit_usd", "used_usd", "fits", "per"} == set(plan["budget"])
+    assert {"limit_usd", "used_usd", "fits", "per", "headroom_usd", "probability_frac", "law", "buys", "change"} == set(
+        plan["budget"]
+    )
 
 
 def test_same_scenario_same_bytes(quickstart: Result) -> None:

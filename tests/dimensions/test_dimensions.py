@@ -43,7 +43,7 @@ from moeplan.spec.model import (
     StateSpace,
 )
 from moeplan.spec.precision import FORMATS, Precision
-from moeplan.spec.prices import Money, Offer
+from moeplan.spec.prices import Commitment, Facility, Money, Offer, Ownership
 from moeplan.spec.workload import Reliability, TrainingWork
 
 BF16, FP8 = FORMATS["bf16"], FORMATS["fp8_block"]
@@ -64,7 +64,9 @@ DENSE = DenseMlp(6144, 3, 3 * 2048 * 6144)
 MOE = MoeMlp(128, 8, 768, 3, 1, 768, 129 * 3 * 2048 * 768 + 2048 * 128, 3 * 2048 * 768, 2048 * 128, 2048)
 LAYERS = tuple(Layer((block,), 4096) for block in (SOFTMAX, LATENT, LINEAR, MAMBA, DENSE, MOE))
 OFFER = Offer("o", "h", 2.5, 8, "on_demand", "2026-01-01", Source("s", "2026-01-01", Kind.LIST_PRICE))
-MONEY = Money(OFFER, 100.0, 20.0, 5000.0, 0.2, 730.0, None)
+MONEY = Money(OFFER, 100.0, 20.0, 5000.0, 0.2, 730.0, None, 50.0, 2e-11, 9e-11, 250.0)
+OWN = Ownership(3e4, 48.0, 0.1, 0.06, 200.0, 3e-8, 1000.0, "")
+FACILITY = Facility(1.5, True, "World", 1e-7, Source("s", "2026", Kind.MEASURED))
 
 ATTENTION = {"n_heads": 32, "n_kv_heads": 4, "head_dim": 128, "v_head_dim": 128, "device": DEVICE}
 MLA = {
@@ -164,9 +166,15 @@ CASES = {
     ],
     "host.launch_time_s": [{"n_layers": 48, "n_experts": 768, "p": host.DEFAULTS["training_host"]}],
     "energy.device_power_w": [{"memory_frac": 0.5, "compute_frac": 0.3, "device": DEVICE, "busy_frac": 0.7}],
-    "energy.wall_power_w": [{"device_w": 500.0, "hardware": NVLINK}, {"device_w": 500.0, "hardware": PCIE}],
+    "energy.meter_power_w": [
+        {"device_w": 500.0, "hardware": hardware, "facility": FACILITY, "power_w": power_w}
+        for hardware in (NVLINK, PCIE) for power_w in (None, 900.0)
+    ],
     "energy.energy_j": [{"power_w": 500.0, "time_s": 60.0}],
-    "money.gpu_usd_per_hour": [{"money": MONEY, "n_gpus": 9}],
+    "money.capital_usd_per_month": [{"own": OWN}, {"own": replace(OWN, interest_frac_per_year=0.0)}],
+    "money.payback_months": [
+        {"purchase_usd": 3e4, "rent_usd_per_month": 2000.0, "running_usd_per_month": 300.0}
+    ],
     "money.usd_per_million_tokens": [{"usd_per_hour": 3.0, "tokens_per_s": 900.0}],
     "memory.cache_bytes_per_sequence": [
         {"layers": [Layer((block,), 0)], "context_tokens": 3000.0, "kv_fmt": FP8, "tp": 2}
@@ -342,12 +350,19 @@ def test_fractions_have_no_unit(function, arguments, monkeypatch):
     assert Quantity(found).m_as("dimensionless") == pytest.approx(plain)
 
 
-def test_a_bill_is_in_dollars():
-    monthly = money_costs.monthly_cost(with_units("money", MONEY), 9)
-    run = money_costs.run_cost(with_units("money", MONEY), 9, Quantity(1e6, "second"))
-    for item in ("gpus", "storage", "egress", "people", "tax", "total"):
-        assert_unit(getattr(monthly, item), registry.Unit("USD / month"))
-        assert_unit(getattr(run, item), registry.Unit("USD"))
+def test_a_bill_is_in_dollars(monkeypatch):
+    usage = money_costs.Usage(9, 500.0, 1e9, 1e12, 1e12, True, True)
+    rented = replace(MONEY, experiments_frac=0.5, commitment=Commitment(12.0, 0.3))
+    own = replace(MONEY, ownership=OWN)
+    plain = [money_costs.bill(money, usage) for money in (rented, own)]
+    put_units_in_costs(monkeypatch)
+    found = [money_costs.bill(with_units("money", money), with_units("usage", usage)) for money in (rented, own)]
+    common = ("storage", "egress", "operations", "people", "tax")
+    for i, items in enumerate((("gpus", "unused_commitment", *common), ("depreciation", "financing", *common))):
+        for item in items:
+            assert_unit(getattr(found[i], item), registry.Unit("USD"))
+            assert getattr(found[i], item).m_as("USD") == pytest.approx(getattr(plain[i], item))
+            assert getattr(plain[i], item) > 0.0
 
 
 def test_stored_weights_are_bytes(monkeypatch):

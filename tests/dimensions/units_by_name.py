@@ -34,6 +34,11 @@ Quantity = registry.Quantity
 # The first suffix that fits wins.
 SUFFIXES = {
     "hours_per_month": "hour / month",
+    "usd_per_month_per_byte": "USD / month / byte",
+    "usd_per_byte": "USD / byte",
+    "usd_per_j": "USD / joule",
+    "months": "month",
+    "hours": "hour",
     "usd_per_million_tokens": "USD",
     "usd_per_month": "USD / month",
     "usd_per_gpu_hour": "USD / hour",

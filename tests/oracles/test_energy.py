@@ -13,11 +13,14 @@ from moeplan.costs.energy import (
     DEFAULTS,
     device_power_w,
     energy_j,
+    meter_power_w,
+    power_in,
     sustained_clock_frac,
     sustained_stretch,
-    wall_power_w,
 )
+from moeplan.provenance import Kind, Source
 from moeplan.spec.hardware import Device, Efficiency, Hardware, Host, Link
+from moeplan.spec.prices import Facility
 
 H200 = Device("h200", "H200", "NVIDIA", "hopper", 1.41e11, 4.8e12, {"bf16": 989e12}, 132, 5e7, 700.0, False)
 LINK = Link("nvlink", 450e9, 1e-6, 8, "nvlink")
@@ -64,13 +67,23 @@ def test_the_limit_only_slows_and_slows_more_the_harder_the_use(
         assert stretch == 1.0
 
 
-def test_wall_power_adds_what_stands_around() -> None:
-    assert wall_power_w(700.0, hardware=NODE) == 1730.0
-    assert wall_power_w(0.0, hardware=NODE) == 1030.0
-    assert wall_power_w(700.0, hardware=replace(NODE, allin_power_w_per_gpu=None)) == 700.0 + 575.0
+def facility(pue: float = 1.5, *, stated: bool = False) -> Facility:
+    return Facility(pue, stated, "World", 1e-7, Source("test", "2026", Kind.MEASURED))
+
+
+def test_meter_power_adds_what_stands_around() -> None:
+    """1730 W all in at the limit of 700 W leave 1030 W around the GPU at every load, cooling included: no PUE."""
+    assert meter_power_w(700.0, hardware=NODE, facility=facility()) == 1730.0
+    assert power_in(NODE, facility()) == "GPU, host, network, cooling"
+    assert meter_power_w(0.0, hardware=NODE, facility=facility()) == 1030.0
+    host = replace(NODE, allin_power_w_per_gpu=None)
+    assert meter_power_w(700.0, hardware=host, facility=facility()) == (700.0 + 575.0) * 1.5
+    assert meter_power_w(700.0, hardware=NODE, facility=facility(1.1, stated=True)) == pytest.approx(1275 * 1.1)
     bare = replace(NODE, allin_power_w_per_gpu=None, host=Host(None, None, None, None))
-    with pytest.raises(ValueError, match="n: the profile states neither"):
-        wall_power_w(700.0, hardware=bare)
+    assert meter_power_w(700.0, hardware=bare, facility=facility()) == 1050.0
+    assert power_in(bare, facility()) == "GPU, PUE; no host in the profile"
+    assert meter_power_w(700.0, hardware=bare, facility=facility(), power_w=1000.0) == 1500.0
+    assert meter_power_w(77.0, hardware=bare, facility=facility(), power_w=1000.0) == (77.0 + 300.0) * 1.5
 
 
 def test_energy_is_power_times_time() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeplan.costs.money import billed_gpus, monthly_cost, run_cost, usd_per_million_tokens
+from moeplan.costs.money import Bill, Usage, bill, billed_gpus, usd_per_million_tokens
 from moeplan.provenance import Kind, Source
 from moeplan.spec.prices import Money, Offer
 
@@ -15,6 +15,14 @@ def money(usd: float = 2.0, *, per_instance: int = 1, tax: float = 0.0, people: 
     source = Source("test", "2026-01-01", Kind.LIST_PRICE)
     offer = Offer("test", "h100-sxm", usd, per_instance, "on_demand", "2026-01-01", source)
     return Money(offer, 0.0, 0.0, people, tax, 730.0, None)
+
+
+def monthly_cost(money: Money, n_gpus: int) -> Bill:
+    return bill(money, Usage(n_gpus, 730.0))
+
+
+def run_cost(money: Money, n_gpus: int, wall_time_s: float) -> Bill:
+    return bill(money, Usage(n_gpus, wall_time_s / 3600.0, training=True, ends=True))
 
 
 def test_a_month_of_eight_gpus_at_two_dollars() -> None:

@@ -126,6 +126,7 @@ def test_other_costs() -> None:
     costs = prices.other_costs()
     assert {c.category for c in costs} == {
         "gpu purchase", "server purchase", "server power", "all-in power per GPU", "electricity", "pue",
+        "grid intensity", "object storage", "network egress",
     }  # fmt: skip
     for cost in costs:
         assert cost.value > 0, cost.item

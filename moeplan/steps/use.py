@@ -1,0 +1,67 @@
+"""How much of a GPU's bandwidth and arithmetic a step uses while it runs: what its power depends on.
+
+Equations: docs/method/energy.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeplan.costs.memory import Params, layers_params, vocabulary_params
+from moeplan.spec.hardware import Hardware
+from moeplan.spec.layout import TrainingLayout
+from moeplan.spec.model import ModelArchitecture
+from moeplan.spec.precision import FORMATS
+from moeplan.spec.workload import TrainingWork
+from moeplan.steps.memory import MemoryFit, trained_params, training_stages
+from moeplan.steps.serving import Iteration, ServingStep
+from moeplan.steps.training import TrainingStep
+
+# forward, gradient of the inputs, gradient of the weights: each reads the weights of the stage once a micro batch
+_WEIGHT_PASSES = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Shares of datasheet bandwidth and dense peak that one GPU sustains while a step runs."""
+
+    memory_frac: float
+    compute_frac: float
+
+
+def serving_use(step: ServingStep, fit: MemoryFit, iteration: Iteration, iteration_s: float) -> Use:
+    """Products and bytes of the iteration's composition (`steps.power`), and the KV cache read by decoding.
+
+    ``iteration_s`` is the time of the whole pipeline: a GPU's own stage takes its share of both.
+    """
+    arithmetic_s, memory_s = (float(part) for part in step.used_s(np.asarray(iteration.n_tokens, np.float64)))
+    cache_bytes = iteration.decode_batch * iteration.decode_context_tokens * (fit.kv_bytes_per_token or 0.0)
+    memory_s += cache_bytes * step.layout.pp / step.hardware.device.memory_bytes_per_s
+    return Use(_share(memory_s / iteration_s), _share(arithmetic_s / iteration_s))
+
+
+def training_use(
+    step: TrainingStep, model: ModelArchitecture, hardware: Hardware, layout: TrainingLayout, work: TrainingWork
+) -> Use:
+    """Arithmetic as reported (MFU, a third more where all activations are recomputed); bytes of weights and optimizer.
+
+    Activations are left out: a lower bound of the bandwidth.
+    """
+    held, trained = Params(), Params()
+    for i, layers in enumerate(training_stages(model, layout, work)):
+        mine = layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.etp)
+        mine = mine + vocabulary_params(model, layout.tp, first=i == 0, last=i == layout.pp - 1)
+        if mine.total > held.total:
+            held, trained = mine, trained_params(model, layers, mine, layout, work)
+    weight_bytes = FORMATS[work.compute_format].bytes_per_value
+    moved_bytes = step.n_micro_batches * (
+        _WEIGHT_PASSES * held.total * weight_bytes + 2.0 * trained.total * work.gradient_bytes_per_param
+    )
+    compute = step.mfu_frac * (4.0 / 3.0 if layout.recompute == "full" else 1.0)
+    return Use(_share(moved_bytes / step.step_time_s / hardware.device.memory_bytes_per_s), _share(compute))
+
+
+def _share(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
