@@ -21,6 +21,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "accuracy": ("moeplan.cli.accuracy", "Predict measured runs and report errors and interval coverage."),
     "calibrate": ("moeplan.cli.calibrate", "Fit efficiency parameters to measured runs; writes a new fitted file."),
     "import": ("moeplan.cli.import_", "Read results of other tools' serving benchmarks into a table of runs."),
+    "monitor": ("moeplan.cli.monitor", "Compare production with a plan: drift, regressions, what to do."),
     "measure": ("moeplan.cli.measure", "Time kernels on this machine's GPU into tables for calibrate."),
     "catalog": ("moeplan.cli.catalog", "Show what is known: hardware, models, prices, runs, with sources."),
     "schema": ("moeplan.cli.schema", "Print the JSON Schema of scenario files, for editors."),

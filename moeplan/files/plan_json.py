@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
+from moeplan.errors import input_error
 from moeplan.spec.plan import Plan
 
 _ADAPTER: TypeAdapter[Plan] = TypeAdapter(Plan)
@@ -21,6 +23,20 @@ def plan_to_json(plan: Plan) -> str:
 def plan_from_json(text: str) -> Plan:
     """Plan from the text ``plan_to_json`` wrote. Raises pydantic.ValidationError on anything else."""
     return _ADAPTER.validate_json(text, strict=True)
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file that ``simulate --out`` wrote. Raises InputError when it is none, or of another version."""
+    try:
+        return plan_from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise input_error(path, "cannot be read", got=str(error.strerror)) from None
+    except UnicodeDecodeError as error:
+        raise input_error(path, f"not UTF-8 text: byte {error.start}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"not a plan of this version: {'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}"
+        raise input_error(path, what, hint="moeplan simulate SCENARIO --out PLAN.json") from None
 
 
 def plan_schema() -> dict[str, Any]:

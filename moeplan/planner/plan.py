@@ -12,9 +12,11 @@ from moeplan.planner.finance import finance
 from moeplan.planner.lifecycle import first_month_cheaper, spent_by
 from moeplan.planner.serving import ServingOutcome, plan_serving
 from moeplan.planner.training import TrainingOutcome, plan_training
+from moeplan.simulate.arrivals import draw_requests
 from moeplan.simulate.deployment import Deployment
 from moeplan.spec.plan import BudgetResult, Plan, Verdict
 from moeplan.spec.scenario import Comparison, Scenario, Serving, Training
+from moeplan.spec.workload import Traffic
 from moeplan.steps.fix import smallest_serving_fix, smallest_training_fix
 
 Say = Callable[[str], None]
@@ -161,6 +163,12 @@ def _figure(plan: Plan, path: str) -> float | None:
     return float(node) if isinstance(node, int | float) and not isinstance(node, bool) else None
 
 
+def _traffic(traffic: Traffic, seed: int) -> dict[str, float]:
+    """Mean tokens of the simulated requests: what `monitor` holds production against."""
+    drawn = draw_requests(traffic, seed)
+    return {"input_tokens": float(drawn.input_tokens.mean()), "output_tokens": float(drawn.output_tokens.mean())}
+
+
 def _provenance(scenario: Scenario, part: ServingOutcome | TrainingOutcome) -> dict[str, Any]:
     offer = scenario.money.offer
     return {
@@ -173,6 +181,7 @@ def _provenance(scenario: Scenario, part: ServingOutcome | TrainingOutcome) -> d
         "price_source": offer.source.text,
         "prices_as_of": scenario.as_of,
         "prices": [asdict(price) for price in scenario.prices],
+        "traffic": None if scenario.serving is None else _traffic(scenario.serving.traffic, scenario.seed),
         "routing": (scenario.training_routing if scenario.kind == "training" else scenario.routing).note,
         "origins": {
             path: {"how": o.how, "where": o.where, "note": o.note} for path, o in sorted(scenario.origins.items())

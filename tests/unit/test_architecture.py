@@ -20,6 +20,7 @@ NUMERIC = ("numpy", "scipy", "pandas", "numba", "simpy", "pyarrow")
 
 # Third-party modules and the rooms that may import them; a room is a folder or a module of the package.
 ALLOWED = {
+    "prometheus_client": {"files"},
     "torch": {"measure"},
     "pydantic": {"files"},
     "pydantic_core": {"files"},

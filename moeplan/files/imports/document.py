@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from moeplan.errors import InputError, Problem, input_error
 from moeplan.files.imports.row import Benchmark
+from moeplan.files.json_text import parse_json
 
 Object: TypeAlias = Mapping[str, Any]
 
@@ -113,7 +114,7 @@ def documents(path: Path) -> Iterator[Document]:
         text = path.read_bytes()
     except OSError as error:
         raise input_error(path, "cannot be read", got=str(error.strerror)) from None
-    found = _json(path, 1, text)
+    found = parse_json(path, text)
     problems: list[Problem] = []
     for value in found if isinstance(found, list) else [found]:
         if not isinstance(value, Mapping):
@@ -127,7 +128,7 @@ def _lines(path: Path) -> Iterator[Document]:
         for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), 1):
             if not line.strip():
                 continue
-            value = _json(path, number, line)
+            value = parse_json(path, line, number)
             for one in value if isinstance(value, list) else [value]:
                 if not isinstance(one, Mapping):
                     raise InputError([Problem(str(path), number, 1, "", "expected a JSON object", type(one).__name__)])
@@ -140,15 +141,3 @@ def _parsed(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
-
-
-def _json(path: Path, line: int, text: bytes) -> Any:
-    try:
-        return json.loads(text.decode("utf-8"))
-    except json.JSONDecodeError as error:
-        at = Problem(str(path), line + error.lineno - 1, error.colno, "", f"not JSON: {error.msg}")
-        raise InputError([at]) from None
-    except UnicodeDecodeError as error:
-        raise InputError([Problem(str(path), line, None, "", f"not UTF-8 text: byte {error.start}")]) from None
-    except RecursionError:
-        raise InputError([Problem(str(path), line, None, "", "nested too deeply")]) from None
