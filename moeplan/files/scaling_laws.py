@@ -29,7 +29,6 @@ def _law(name: str, entry: dict[str, Any]) -> ScalingLaw:
         active_params=ends("active_params"),
         total_params=ends("total_params"),
         tokens=ends("tokens"),
-        flop=ends("flop"),
         sparsities=tuple(float(s) for s in entry.get("sparsities", ())),
         source=entry["source"],
         spread=entry["spread"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moeplan.costs.scaling import (
-    FLOP_PER_PARAM_TOKEN_TRAINED,
     Choice,
     dense_equivalent_params,
     loss,
@@ -66,7 +65,6 @@ def _row(
         (at.active_params, law.active_params, "active parameters"),
         (at.total_params, law.total_params, "total parameters"),
         (at.tokens, law.tokens, "tokens"),
-        (FLOP_PER_PARAM_TOKEN_TRAINED * at.active_params * at.tokens, law.flop, "training FLOP"),
     )
     known = [(value, ends, what) for value, ends, what in bounds if ends is not None]
     return LawAdvice(
@@ -79,8 +77,8 @@ def _row(
         loss=None if best is None else loss(law, best),
         own_loss=loss(law, own),
         dense_equivalent_params=equal,
-        inside_range=all(low <= value <= high for value, (low, high), _ in known),
-        range="; ".join(f"{what} {low:.3g} to {high:.3g}" for _, (low, high), what in known),
+        inside_range=bool(known) and all(low <= value <= high for value, (low, high), _ in known),
+        range="; ".join(f"{what} {low:.3g} to {high:.3g}" for _, (low, high), what in known) or "not known",
         spread=law.spread,
     )
 

@@ -192,7 +192,7 @@ def _options(found: AlternativesResult) -> Table:
     for o in found.options:
         at = o.break_even_requests_per_month
         edge = "" if o.kind != "api" else "never" if at is None else f"{format_tokens(at)} req"
-        name = f"{o.kind}: {o.name}" + (" (yours)" if o.chosen else "")
+        name = f"{o.kind}: {o.name}" + (" (yours)" if o.chosen else "") + (" (old price)" if o.stale else "")
         table.add_row(name, dollars(o.usd_per_month.value), dollars(o.usd_per_million_output_tokens.value), edge)
     return table
 

@@ -17,7 +17,6 @@ class ScalingLaw:
     active_params: tuple[float, float] | None
     total_params: tuple[float, float] | None
     tokens: tuple[float, float] | None
-    flop: tuple[float, float] | None
     sparsities: tuple[float, ...]  # studied
     source: str
     spread: str
