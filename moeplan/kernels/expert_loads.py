@@ -43,7 +43,7 @@ def level_counts(counts, missing, cap):
 
 @compiled
 def tail_counts(counts, missing, cap):
-    """``counts`` of shape (n_experts,) with ``missing`` more tokens (fewer when negative), none above ``cap``, in place.
+    """``counts`` (n_experts,) with ``missing`` more tokens (fewer when negative), none above ``cap``, in place.
 
     One each to the emptiest experts, of equally empty ones the last first, and round again; surplus leaves the same
     experts, or the fullest where one of them has none. Experts that start with none lie at the end, on the last ranks.
