@@ -104,9 +104,10 @@ def fit_rows(model: OpModel, frame: pd.DataFrame, place: Place, hardware: Hardwa
     # A small table may have all its other shapes in one part; then both uses share the rows.
     interval = rest.index[chosen == INTERVAL] if (chosen == INTERVAL).sum() >= MIN_REGIME_ROWS else rest.index
     test = rest.index[chosen == TEST] if (chosen == TEST).any() else rest.index
-    overall = quantiles(log_error[interval])
+    shapes = frame.groupby(list(model.shape_columns), dropna=False).ngroup()
+    overall = quantiles(log_error[interval], shapes[interval].nunique())
     regimes = {
-        str(name): quantiles(errors)
+        str(name): quantiles(errors, shapes[errors.index].nunique())
         for name, errors in log_error[interval].groupby(regime[interval])
         if len(errors) >= MIN_REGIME_ROWS
     }
@@ -160,9 +161,14 @@ def solve(
     return from_theta(parameters, solution.x), _covariance(solution.jac, solution.cost)
 
 
-def quantiles(log_error: pd.Series) -> tuple[float, float, float]:
-    """5 %, 50 %, 95 % quantile of ln(measured / predicted)."""
-    low, middle, high = np.quantile(log_error.to_numpy(), QUANTILES)
+def quantiles(log_error: pd.Series, n_shapes: int) -> tuple[float, float, float]:
+    """5 %, 50 %, 95 % quantile of ln(measured / predicted), the outer two for the next shape.
+
+    The next of n exchangeable shapes falls below the k-th smallest with probability k / (n + 1), so a few shapes ask
+    for quantiles further out (split conformal prediction, Vovk et al. 2005, section 2.2). Rows of one shape err alike.
+    """
+    outside = max((QUANTILES[0] * (n_shapes + 1) - 0.5) / n_shapes, 0.0)
+    low, middle, high = np.quantile(log_error.to_numpy(), (outside, QUANTILES[1], 1.0 - outside))
     return float(low), float(middle), float(high)
 
 

@@ -51,7 +51,8 @@ class Exclusion:
 class OpModel:
     """A measured operation.
 
-    ``frame`` below is a table as read, with the columns named in ``columns`` checked, and ``measured_s`` [s] added.
+    ``frame`` below is a table as read, with the columns named in ``columns`` checked, and ``measured_s`` [s] and
+    ``engine`` added.
 
     Attributes:
         op: name of the operation in `costs.parameters` and in reports.
@@ -62,6 +63,7 @@ class OpModel:
         parameters: what is fitted.
         format_of: per row, the number format (key of ``precision.FORMATS``), or "" where the row's type is unknown.
         engine_of: per row, the engine the parameters are stored under (most operations: the table's engine).
+        composed: its inputs are times of other operations, so these are fitted first.
         exclusions: rows not fitted, with reasons.
         inputs: (frame, hardware, format) -> arrays of shape (n_rows,); called once per fit.
         time_s: (inputs, hardware, format, values) -> predicted seconds of shape (n_rows,); calls the cost function.
@@ -80,6 +82,7 @@ class OpModel:
     regime_of: Callable[[pd.DataFrame, Place], pd.Series]
     exclusions: tuple[Exclusion, ...] = ()
     engine_of: Callable[[pd.DataFrame, Place], pd.Series] | None = None
+    composed: bool = False
 
 
 # Names of the measured tables' types -> ``precision.FORMATS``.

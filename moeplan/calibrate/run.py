@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moeplan.calibrate.fit import TEST, Fit, NotConvergedError, TooFewRowsError, fit_rows, split_of
-from moeplan.calibrate.tables import Group, cut, read
+from moeplan.calibrate.tables import Group, cut, models_of, read
 from moeplan.calibrate.transfer import DONORS, Loan, leave_one_out, residuals
 from moeplan.errors import InputError, Problem
 from moeplan.files.fitted import Fits, Transfer, newest, read_document, write_document
 from moeplan.files.op_tables import OpTable, TableFile, table_record
 from moeplan.provenance import Tier
-from moeplan.spec.hardware import Hardware, OpParameters
+from moeplan.spec.hardware import Efficiency, Hardware, OpParameters
 
 _SAMPLE_ROWS = 1000  # per group, kept for leave-one-device-out
 _DIGITS = 6
@@ -50,11 +50,13 @@ def calibrate(
     """
     found = Calibration()
     problems: list[Problem] = []
-    for file in files:
+    # what is composed of other operations last
+    for file in sorted(files, key=lambda file: any(model.composed for model in models_of(file.op))):
         say(f"{file.hardware}: {file.op} ({file.engine})")
+        machine = _with_fits(hardware[file.hardware], found)
         try:
             table = read(file)
-            pieces = cut(table, hardware[file.hardware])
+            pieces = cut(table, machine)
         except InputError as error:
             problems += error.problems
             continue
@@ -63,10 +65,18 @@ def calibrate(
         for reason, n in pieces.left_out.items():
             found.left_out[f"{file.hardware}/{file.op}.{file.engine}", reason] = n
         for group in pieces.groups:
-            _fit_group(found, group, table, hardware[file.hardware], seed, origin)
+            _fit_group(found, group, table, machine, seed, origin)
     if problems:
         raise InputError(problems)
     return found
+
+
+def _with_fits(hardware: Hardware, found: Calibration) -> Hardware:
+    """The machine with what this run has fitted so far in place of what it had."""
+    new = _fits(found).get(hardware.slug, {})
+    ops = {op for op, _, _ in new}
+    old = {key: fit for key, fit in hardware.efficiency.parameters.items() if key[0] not in ops}
+    return replace(hardware, efficiency=Efficiency({**old, **new}))
 
 
 def _fit_group(found: Calibration, group: Group, table: OpTable, hardware: Hardware, seed: int, origin: str) -> None:
@@ -117,15 +127,21 @@ def _entry(key: Key, fit: Fit, table: OpTable, origin: str) -> dict[str, Any]:
 def write(found: Calibration, out: Path, today: str) -> list[Path]:
     """Write ``<out>/<device>/fitted/<today>.yaml`` for every device all of whose fits converged.
 
-    Fits of operations, engines and formats this run did not see are carried over from the device's newest file.
+    Fits of operations, engines and formats this run did not see are carried over from the device's newest file, but for
+    those of a table it did see.
     """
     written = []
     for device, entries in sorted(found.entries.items()):
         if device in found.failed:
             continue
+        seen = {table["name"] for fit in entries.values() for table in fit["tables"]}
         old = newest(out / device)
-        before = read_document(old)["fits"] if old else []
-        kept = [fit for fit in before if (fit["op"], fit["engine"], fit["dtype"]) not in entries]
+        kept = [
+            fit
+            for fit in (read_document(old)["fits"] if old else [])
+            if (fit["op"], fit["engine"], fit["dtype"]) not in entries
+            and seen.isdisjoint(table["name"] for table in fit.get("tables", []))
+        ]
         path = out / device / "fitted" / f"{today}.yaml"
         document = {
             "fitted_on": today,
@@ -145,18 +161,24 @@ def transfer(found: Calibration, hardware: Mapping[str, Hardware]) -> list[Loan]
         architectures={name: one.device.architecture for name, one in hardware.items()},
         residuals={},
     )
-    return leave_one_out(found.samples, hardware, _fits(found), rule)
+    fits = {
+        name: {key: fit for key, fit in _with_fits(one, found).efficiency.parameters.items() if fit.tier is Tier.FITTED}
+        for name, one in hardware.items()
+    }
+    return leave_one_out(found.samples, hardware, fits, rule)
 
 
 def write_transfer(path: Path, found: Sequence[Loan], hardware: Mapping[str, Hardware], old: Transfer | None) -> None:
     """Write the rule and its errors; operations this run did not see keep theirs."""
-    errors = {op: {k: list(v) for k, v in pair.items()} for op, pair in (old.residuals if old else {}).items()}
+    errors = {op: {str(k): list(v) for k, v in pair.items()} for op, pair in (old.residuals if old else {}).items()}
     for op, pair in residuals(found).items():
         errors[op] = {name: [_rounded(x) for x in triple] for name, triple in pair.items()}
-    lodo: dict[str, Any] = {}
+    seen = {loan.op for loan in found}
+    before: dict[str, Any] = ((old.model_extra or {}) if old else {}).get("lodo_mdape", {})
+    lodo = {op: one for op, one in before.items() if op not in seen}
     for loan in found:
-        name = "by_rule" if loan.by_rule else "median_of_all"
-        lodo.setdefault(loan.op, {}).setdefault(name, {})[loan.hardware] = _rounded(loan.accuracy.mdape_frac)
+        mdape = _rounded(loan.accuracy.mdape_frac)
+        lodo.setdefault(loan.op, {}).setdefault(loan.distance, {})[loan.hardware] = mdape
     document = {
         "donors": {name: list(donors) for name, donors in DONORS.items()},
         "architectures": {

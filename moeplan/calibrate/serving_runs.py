@@ -221,11 +221,7 @@ def _precision(row: Row, model: ModelArchitecture, engine: Engine) -> Precision:
     else:
         parts = dict.fromkeys(_PARTS, name)
     embedding = name if name.startswith("q") else native.embedding
-    kv = "bf16"
-    if engine.name == "llama.cpp":
-        kv = "fp16"
-    elif engine.name == "trtllm" and narrow:
-        kv = "fp8"  # NVIDIA's FP8 and FP4 checkpoints declare an FP8 cache, and the engine follows
+    kv = engine.kv_cache_narrow if narrow and engine.kv_cache_narrow else engine.kv_cache_16_bit
     return Precision(**parts, embedding=embedding, kv_cache=kv)
 
 

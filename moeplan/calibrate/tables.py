@@ -14,8 +14,6 @@ from moeplan.calibrate.ops import OP_MODELS
 from moeplan.files.op_tables import OpTable, TableFile, check_unit, read_table
 from moeplan.spec.hardware import Hardware
 
-# Tables that time whole attention modules; steps are built from their parts, so they have no parameters of their own.
-COMPOSED = ("mla_prefill_module", "mla_decode_module")
 # Tables of `moeplan measure` that describe a machine; no operation takes its parameters from them.
 OBSERVED = ("launch", "gemm_sustained")
 _SAMPLE_ROWS = 500
@@ -47,7 +45,7 @@ class Cut:
 
 def table_ops() -> tuple[str, ...]:
     """Names a table may have."""
-    return tuple(dict.fromkeys([name for model in OP_MODELS for name in model.tables] + [*COMPOSED, *OBSERVED]))
+    return tuple(dict.fromkeys([name for model in OP_MODELS for name in model.tables] + list(OBSERVED)))
 
 
 def models_of(op: str) -> tuple[OpModel, ...]:
@@ -75,7 +73,7 @@ def cut(table: OpTable, hardware: Hardware, *, held_out_only: bool = False) -> C
     left_out: dict[str, int] = {}
     for model in models_of(place.op):
         column, unit_s = model.latency
-        frame = table.frame.assign(measured_s=table.frame[column].astype(np.float64) * unit_s)
+        frame = table.frame.assign(measured_s=table.frame[column].astype(np.float64) * unit_s, engine=table.file.engine)
         fmt = model.format_of(frame, place)
         mine = frame[fmt != ""]
         taken |= fmt != ""
@@ -97,9 +95,7 @@ def cut(table: OpTable, hardware: Hardware, *, held_out_only: bool = False) -> C
     unknown = int((~taken).sum())
     if unknown:
         why = "no model for this type or variant"
-        if place.op in COMPOSED:
-            why = "a whole module, not one operation"
-        elif place.op in OBSERVED:
+        if place.op in OBSERVED:
             why = "describes the machine, not an operation"
         left_out[why] = left_out.get(why, 0) + unknown
     return Cut(tuple(groups), left_out)

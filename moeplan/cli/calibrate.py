@@ -35,10 +35,14 @@ def calibrate(
 
     Nothing is written when a table is bad. A device with a fit that does not converge keeps its old file (exit code 2).
     With a CSV table of serving or training runs instead of a folder: learn how wrong whole predictions are, the widths
-    of a plan's intervals; nothing else is fitted, and --out is the file that gets them.
+    of a plan's intervals; nothing else is fitted, and --out is the file that gets them. With a CSV table of published
+    collectives: fit the networks between nodes.
     """
     if tables.suffix == ".csv":
-        return _learn_model_error(tables, out, source, as_json)
+        from moeplan.calibrate.fabric_fit import is_published
+
+        learn = _fit_fabrics if is_published(tables) else _learn_model_error
+        return learn(tables, out, source, as_json)
     import json
     from datetime import UTC, datetime
 
@@ -100,6 +104,28 @@ def _check_names(option: str, names: Iterable[str], allowed: Collection[str]) ->
     for name in names:
         if name not in allowed:
             raise input_error(option, "not known", got=name, hint=did_you_mean(name, allowed))
+
+
+def _fit_fabrics(published: Path, out: Path | None, source: str, as_json: bool) -> int:
+    """What network classes deliver between nodes, from published figures."""
+    import json
+    from datetime import UTC, datetime
+
+    from moeplan.calibrate.fabric_fit import document, fit_fabrics
+    from moeplan.files.fitted import FABRICS_FILE, write_document
+    from moeplan.files.locate import data_folder
+
+    found = document(fit_fabrics(published), source, datetime.now(UTC).date().isoformat())
+    target = out if out is not None else data_folder("hardware_profiles") / FABRICS_FILE
+    write_document(target, found)
+    if as_json:
+        click.echo(json.dumps({"written": [str(target)], "fits": found["fits"]}, indent=1))
+        return 0
+    for fit in found["fits"]:
+        values = ", ".join(f"{name} {value:.3g}" for name, value in fit["values"].items())
+        click.echo(f"{fit['engine']}: {values}; {fit['heldout']['mdape']:.0%} on libraries and GPUs left out")
+    click.echo(f"wrote {target}")
+    return 0
 
 
 def _learn_model_error(runs: Path, out: Path | None, source: str, as_json: bool) -> int:

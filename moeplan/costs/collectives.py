@@ -22,7 +22,6 @@ from moeplan.costs.fabrics import (
     inner_bytes_per_s,
     meshed_frac,
     multicasts,
-    scale_out_of,
     stream_bytes_per_s,
 )
 from moeplan.costs.roofline import joined_s
@@ -140,7 +139,7 @@ def all_to_all_time_s(
     if np.any(n > local):
         crossing = (n - local) / n / stream_bytes_per_s(hardware)
         low_slope, slope = np.maximum(low_slope, crossing), np.maximum(slope, crossing)
-        base_s = base_s + np.where(n > local, fabric_of(scale_out_of(hardware)).hop_s, 0.0)
+        base_s = base_s + np.where(n > local, fabric_of(hardware)["hop_s"], 0.0)
     bulk_s = base_s + joined_s(np.full_like(size, p["bulk_hop_s"]), slope * size, p["sharpness"])
     time_s = _switched_s(lambda x: base_s + low_slope * x, bulk_s, size, n * p["switch_bytes"], _SWITCH_STEEPNESS)
     return np.where(n > 1, time_s, 0.0)
@@ -194,7 +193,7 @@ def send_time_s(n_bytes: ArrayLike, *, hardware: Hardware, p: Mapping[str, float
         path = p["host_path"] if hardware.scale_up.kind == "pcie" else float(meshed_frac(2, hardware))
         rate = hardware.scale_up.bytes_per_s * path
         return p["base_s"] + size / (rate * p["efficiency"])
-    hop_s = fabric_of(scale_out_of(hardware)).hop_s
+    hop_s = fabric_of(hardware)["hop_s"]
     return p["base_s"] + hop_s + size / stream_bytes_per_s(hardware)
 
 
@@ -249,7 +248,7 @@ def _ring_time_s(
         slope = np.maximum(np.where(local > 1, slope, 0.0), crossing)
         # All-reduce climbs and descends the tree of domains, the others walk the whole ring.
         far_steps = 2 * np.ceil(np.log2(domains)) if passes == 2 else domains - 1
-        far_s = np.where(n > local, far_steps * fabric_of(scale_out_of(hardware)).hop_s, 0.0)
+        far_s = np.where(n > local, far_steps * fabric_of(hardware)["hop_s"], 0.0)
         hops = hops if passes == 2 else n - domains
     start_s = p["base_s"] + p["hop_s"] * hops
 

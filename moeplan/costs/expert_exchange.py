@@ -19,7 +19,6 @@ from moeplan.costs.fabrics import (
     domain_ranks,
     fabric_of,
     inner_bytes_per_s,
-    scale_out_of,
     scatter_bytes_per_s,
 )
 from moeplan.costs.roofline import joined_s
@@ -49,6 +48,9 @@ DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "moe_combine": {**_THROUGHPUT, "base_s": 4.5e-5, "local_copies": 1.8, "sm_bytes_per_s": 2.4e10},
     "moe_dispatch_low_latency": _LOW_LATENCY,
     # TensorRT-LLM's own kernels over NVLink, fitted to GB200, 2 to 64 ranks; no SM limit, they use the whole GPU.
+    "nvlink_prepare": {  # every rank learns how many tokens it will get
+        "base_s": 1.3e-5, "token_s": 7e-9, "efficiency": 0.5, "local_copies": 1.0, "sharpness": 1.05,
+    },
     "nvlink_dispatch": {
         "base_s": 1.2e-5, "token_s": 2.2e-8, "efficiency": 0.65, "local_copies": 0.12, "sharpness": 1.05,
     },
@@ -114,8 +116,10 @@ def moe_dispatch_time_s(
         stream_s = p["token_s"] * tokens + n_bytes * (near + p["local_copies"]) / link
     if np.any(spans):
         far_s = n_bytes * far / scatter_bytes_per_s(hardware)
+        if low_latency:  # a message a token, where the throughput kernel sends chunks of them
+            far_s = far_s + tokens * far * skew * fabric_of(hardware)["message_s"]
         stream_s = np.where(spans, np.maximum(stream_s, far_s), stream_s)
-        base_s = base_s + np.where(spans, fabric_of(scale_out_of(hardware)).hop_s, 0.0)
+        base_s = base_s + np.where(spans, fabric_of(hardware)["hop_s"], 0.0)
     return np.where(ranks > 1, joined_s(base_s, stream_s, p["sharpness"]), 0.0)
 
 
@@ -186,8 +190,8 @@ def n_domains(ep: int, hardware: Hardware) -> int:
 def exchanges_by_all_to_all(layout: ServingLayout, engine: Engine, hardware: Hardware) -> bool:
     """Whether dp ranks send tokens to experts one by one instead of gathering all of them everywhere.
 
-    vLLM and SGLang default to all-gather and reduce-scatter; beyond one domain only all-to-all (DeepEP) is usual.
+    Inside a domain that is the engine's default; beyond one only all-to-all (DeepEP) is usual.
     """
     if layout.dp == 1 or layout.ep == 1:
         return False
-    return engine.name == "trtllm" or layout.tp * layout.dp > hardware.n_gpus_scale_up
+    return engine.expert_exchange == "all_to_all" or layout.tp * layout.dp > hardware.n_gpus_scale_up

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -15,51 +14,22 @@ Array: TypeAlias = npt.NDArray[np.float64]
 ArrayLike: TypeAlias = npt.ArrayLike
 
 
-@dataclass(frozen=True, slots=True)
-class Fabric:
-    """A network class.
-
-    ``hop_s`` is the latency of one GPU-to-GPU message through both NICs and the network [s]. The two efficiencies are
-    shares of the NIC's datasheet rate: ``stream`` for few large messages (rings, sends), ``scatter`` for tokens sent to
-    many peers at once.
-    """
-
-    hop_s: float
-    stream_efficiency: float
-    scatter_efficiency: float
-    source: str
+# A network nobody published figures for (TPU pods, NeuronLink): estimates between those of InfiniBand and EFA, which
+# `hardware_profiles/fabrics.yaml` holds.
+DEFAULTS: Mapping[str, float] = {
+    # One GPU-to-GPU message through both NICs and the network: send_recv of 2 KiB between two DGX H100 takes 17 us less
+    # the 5 us of one inside a node (Vidur @7d47513 network/h100_dgx).
+    "hop_s": 1.2e-5,
+    "stream_efficiency": 0.9,  # share of the NIC's datasheet rate in few large messages (rings, sends)
+    "scatter_efficiency": 0.85,  # the same in tokens sent to many peers at once
+    "message_s": 3e-8,  # what a message to the NIC costs however small it is
+}
 
 
-_INFINIBAND = Fabric(
-    hop_s=12e-6,
-    stream_efficiency=0.95,
-    scatter_efficiency=0.87,
-    source="hop: Vidur @7d47513 network/h100_dgx send_recv of 2 KiB, 17 us between nodes less 5 us inside one; "
-    "stream: CoreWeave nccl-tests README, all-reduce of 2 to 8 GiB on 64 H100, 381 to 387 GB/s of 8 x 50; "
-    "scatter: DeepEP docs/legacy.md @dd758ca, low latency EP16 to EP256 on CX7 400 Gb/s",
-)
-_ETHERNET = Fabric(
-    hop_s=15e-6,
-    stream_efficiency=0.9,
-    scatter_efficiency=0.85,
-    source="estimate: MORI-EP README (2026) on Pollara stays within 0.8 to 1.1 of the same library on CX7 InfiniBand",
-)
-_EFA = Fabric(
-    hop_s=26e-6,
-    stream_efficiency=0.95,
-    scatter_efficiency=0.86,
-    source="hop: awsome-distributed-training nccl-tests README, all-reduce of 8 B on 16 H100 (69 us) less NVLink hops; "
-    "stream: ML Engineering (Bekman), all-reduce of 2 to 16 GiB on 32 B200, 372 to 382 GB/s of 8 x 50; "
-    "scatter: UCCL-EP README, throughput dispatch EP32 on H200 and B200 (2022 and 2072 us)",
-)
-FABRICS: Mapping[str, Fabric] = {
-    "infiniband": _INFINIBAND, "rdma": _ETHERNET, "ethernet": _ETHERNET, "efa": _EFA,
-}  # fmt: skip
-
-
-def fabric_of(link: Link) -> Fabric:
-    """The class of a scale-out link; Ethernet for kinds nobody published figures for (TPU pods, NeuronLink)."""
-    return FABRICS.get(link.kind, _ETHERNET)
+def fabric_of(hardware: Hardware) -> Mapping[str, float]:
+    """What the class of the scale-out network delivers; the keys are those of `DEFAULTS`."""
+    found = hardware.efficiency.parameters.get(("fabric", scale_out_of(hardware).kind, "bf16"))
+    return DEFAULTS if found is None else found.values
 
 
 def scale_out_of(hardware: Hardware) -> Link:
@@ -71,14 +41,12 @@ def scale_out_of(hardware: Hardware) -> Link:
 
 def stream_bytes_per_s(hardware: Hardware) -> float:
     """What one GPU moves over its NIC in one direction in large messages [bytes/s]."""
-    link = scale_out_of(hardware)
-    return link.bytes_per_s * fabric_of(link).stream_efficiency
+    return scale_out_of(hardware).bytes_per_s * fabric_of(hardware)["stream_efficiency"]
 
 
 def scatter_bytes_per_s(hardware: Hardware) -> float:
     """What one GPU moves over its NIC in one direction in tokens for many peers [bytes/s]."""
-    link = scale_out_of(hardware)
-    return link.bytes_per_s * fabric_of(link).scatter_efficiency
+    return scale_out_of(hardware).bytes_per_s * fabric_of(hardware)["scatter_efficiency"]
 
 
 def domain_ranks(n_gpus: Array, hardware: Hardware, ranks_per_domain: ArrayLike | None) -> Array:

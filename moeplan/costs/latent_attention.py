@@ -53,6 +53,9 @@ MLA_ABSORB_DEFAULTS: Mapping[str, float] = {
     "l2_frac": 0.5,
     "launch_s": 4e-6,
 }
+# Estimates: five small kernels of a captured graph (norms of the two latents, rotary embedding, cache write, copy of
+# the heads' queries and keys), each value read and written once.
+MLA_MODULE_DEFAULTS: Mapping[str, float] = {"launch_s": 1e-5, "passes": 2.0}
 
 
 def mla_prefill_time_s(
@@ -155,3 +158,22 @@ def mla_absorb_time_s(
     if warm_l2:
         memory_s = memory_s * l2_factor(n_bytes, p["l2_frac"], device)
     return np.asarray(p["launch_s"] + joined_s(compute_s, memory_s, ABSORB_SHARPNESS))
+
+
+def mla_glue_time_s(
+    n_tokens: ArrayLike,
+    *,
+    n_heads: ArrayLike,
+    latent_dim: float,
+    head_dim: float,
+    device: Device,
+    p: Mapping[str, float],
+) -> Array:
+    """Time [s] of what a module runs between its products and its attention: norms, rotary embedding, copies.
+
+    ``latent_dim`` values of a token are shared by the heads, each of which has ``head_dim`` more. ``launch_s`` is the
+    start of those kernels, ``passes`` how often their values are read or written.
+    """
+    tokens, heads = floats(n_tokens, n_heads)
+    n_bytes = tokens * (latent_dim + heads * head_dim) * ACTIVATION_BYTES
+    return np.asarray(p["launch_s"] + p["passes"] * n_bytes / device.memory_bytes_per_s)

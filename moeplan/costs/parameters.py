@@ -29,6 +29,8 @@ ESTIMATES: Mapping[str, Mapping[str, float]] = {
     "mla_prefill": latent_attention.MLA_PREFILL_DEFAULTS,
     "mla_decode": latent_attention.MLA_DECODE_DEFAULTS,
     "mla_absorb": latent_attention.MLA_ABSORB_DEFAULTS,
+    "mla_prefill_module": latent_attention.MLA_MODULE_DEFAULTS,
+    "mla_decode_module": latent_attention.MLA_MODULE_DEFAULTS,
     "linear_attention": recurrent.RECURRENT_DEFAULTS,
     "state_space": recurrent.RECURRENT_DEFAULTS,
     **collectives.DEFAULTS,
@@ -57,6 +59,9 @@ _NEAREST: dict[str, tuple[str, ...]] = {
     "q4_0": ("int4", "int8_wo"),
 }
 _ENGINES = ("vllm", "sglang", "trtllm")
+# Latent attention: vLLM runs FlashMLA and the expanded prefill, as TensorRT-LLM does; SGLang on Hopper runs an absorbed
+# FlashAttention-3 that reads an fp8 cache at a tenth of the bandwidth.
+_ENGINES_OF_OP = {"mla_decode": ("trtllm", "vllm", "sglang"), "mla_prefill": ("trtllm", "vllm", "sglang")}
 
 # ln(measured / predicted) where nothing comparable was measured: a factor of two each way. An estimate.
 ESTIMATE_LOG_RESIDUAL = (-0.7, 0.0, 0.7)
@@ -78,7 +83,7 @@ def lookup(hardware: Hardware, op: str, engine: str, dtype: str) -> OpParameters
     engines = (
         engine,
         engine.partition("/")[0],
-        *(e for e in _ENGINES if e != engine),
+        *(e for e in _ENGINES_OF_OP.get(op, _ENGINES) if e != engine),
         *sorted({e for o, e, _ in known if o == op}),
     )
     for candidate in (dtype, *_NEAREST.get(dtype, ()), "bf16"):

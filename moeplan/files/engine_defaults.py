@@ -93,15 +93,21 @@ def default_engine(engine: str, device: Device, tp: int, version: str = "") -> E
     return Engine(name=engine, **values)
 
 
+def cache_format(engine: str) -> str:
+    """The 16-bit format of the KV cache of ``engine``, a key of ``precision.FORMATS``."""
+    return str(_kernels(_path(engine))["kv_cache_16_bit"])
+
+
 def _path(engine: str) -> Path:
     return data_folder("engines") / f"{engine.replace('.', '-')}.yaml"
 
 
 @cache
-def _kernels(path: Path) -> Mapping[str, tuple[str, ...]]:
+def _kernels(path: Path) -> Mapping[str, str | tuple[str, ...]]:
     """What the engine's kernels are, which no user sets."""
-    entries: Mapping[str, Any] = load_yaml(path, what="engine default").plain().get("kernels") or {}
-    return {key: tuple(entry["value"]) for key, entry in entries.items()}
+    entries: Mapping[str, Any] = load_yaml(path, what="engine default").plain()["kernels"]
+    values = {key: entry["value"] for key, entry in entries.items()}
+    return {key: value if isinstance(value, str) else tuple(value) for key, value in values.items()}
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,18 +12,21 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from moeplan.costs.transfer import Scale, mean, n_lenders, scaled
 from moeplan.errors import InputError
 from moeplan.files.locate import data_folder
 from moeplan.files.validate import problems_of
 from moeplan.files.write import write_text
 from moeplan.files.yaml_tree import load_yaml
 from moeplan.provenance import Tier
-from moeplan.spec.hardware import Efficiency, OpParameters
+from moeplan.spec.hardware import Device, Efficiency, OpParameters
 
 Residual = tuple[float, float, float]
 Fits = Mapping[tuple[str, str, str], OpParameters]
+Distance = Literal["near", "far", "any"]  # a device of one's own architecture, of one listed as kin, or all of them
 
 TRANSFER_FILE = "transfer.yaml"
+FABRICS_FILE = "fabrics.yaml"
 # The C reader is ten times faster; a fitted file has thousands of numbers. Both are safe loaders.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -55,15 +58,15 @@ class Transfer(BaseModel):
     """Who lends parameters to an architecture, and how wrong such loans were on devices with data.
 
     ``donors`` are devices in order of nearness; an architecture that is not listed gets the median over all measured
-    devices. ``architectures`` says what the donors are. ``residuals`` holds, by operation, quantiles of
-    ln(measured / predicted) of loans between devices of one architecture (``near``) and of all others (``far``).
+    devices, the keys of ``architectures``. ``residuals`` holds, by operation, quantiles of ln(measured / predicted) of
+    past loans by their distance.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     donors: dict[str, list[str]]
     architectures: dict[str, str]
-    residuals: dict[str, dict[Literal["near", "far"], Residual]]
+    residuals: dict[str, dict[Distance, Residual]]
 
 
 @cache
@@ -114,18 +117,28 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
     write_text(path, text)
 
 
-def efficiency_of(folders: Iterable[Path], architecture: str) -> Efficiency:
+def efficiency_of(folders: Iterable[Path], device: Device, device_of: Callable[[str], Device]) -> Efficiency:
     """Everything known of a device: its own fits, and loans for the operations nobody measured on it.
 
     Args:
         folders: the profile's folder, then those of the profiles it extends; the first fitted file counts.
-        architecture: of the device.
+        device: the device.
+        device_of: a shipped device by its name, for its datasheet.
     """
     files = [file for file in map(newest, folders) if file is not None]
     own = dict(read_fits(files[0])) if files else {}
     measured = {op for op, _, _ in own}
-    loans = {key: loan for key, loan in _loans(architecture).items() if key[0] not in measured}
-    return Efficiency({**loans, **own})
+    rule = read_transfer()
+    profiles = data_folder("hardware_profiles")
+    order = rule.donors.get(device.architecture) or list(rule.architectures)
+    donors = {d: (device_of(d), read_fits(f)) for d in order if (f := newest(profiles / d)) is not None}
+    lent = {key: loan for key, loan in loans(device, donors, rule).items() if key[0] not in measured}
+    return Efficiency({**lent, **own})
+
+
+def fabric_parameters() -> Fits:
+    """What network classes deliver, for every device. Raises InputError when the shipped file is bad."""
+    return read_fits(data_folder("hardware_profiles") / FABRICS_FILE)
 
 
 @cache
@@ -139,56 +152,50 @@ def read_transfer() -> Transfer:
         raise InputError(problems_of(error, node, Transfer)) from None
 
 
-@cache
-def _loans(architecture: str) -> Fits:
-    rule = read_transfer()
-    profiles = data_folder("hardware_profiles")
-    order = rule.donors.get(architecture) or list(rule.architectures)
-    donors = {d: read_fits(f) for d in order if (f := newest(profiles / d)) is not None}
-    return loans(architecture, donors, rule)
+def loans(device: Device, donors: Mapping[str, tuple[Device, Fits]], rule: Transfer) -> Fits:
+    """Parameters for a device that has none, scaled by the datasheets (`costs.transfer`).
 
-
-def loans(architecture: str, donors: Mapping[str, Fits], rule: Transfer) -> Fits:
-    """Parameters for a device of ``architecture`` that has none: per operation from the first donor that has it.
-
-    The parameters are shares of datasheet rates, so they move between devices as they are. The interval is that of
-    past loans, never narrower than the donor's own.
+    Per operation and number format from the first donor that has it, if that is of the device's own architecture;
+    else the mean of the nearest few; for an architecture without a list the median of all. The interval is that of
+    past loans, never narrower than the donors' own.
     """
-    order = rule.donors.get(architecture)
+    order = rule.donors.get(device.architecture)
+    together: dict[tuple[str, str, str], list[tuple[str, OpParameters]]] = {}
+    for name in order if order is not None else donors:
+        lender, fits = donors.get(name, (device, {}))
+        scale = Scale.between(lender, device)
+        for key, fit in fits.items():
+            values = scaled(fit.op, fit.values, scale)
+            together.setdefault(key, []).append((name, replace(fit, values=values)))
     if order is None:
-        return {key: _lend(fit, rule, near=False) for key, fit in _pooled(donors).items()}
+        return {key: _lend([fit for _, fit in found], rule, "any") for key, found in together.items()}
+    first: dict[tuple[str, str], str] = {}  # (operation, format) -> nearest device that has it
+    for (op, _, dtype), found in together.items():
+        first[op, dtype] = min(first.get((op, dtype), found[0][0]), found[0][0], key=order.index)
     lent: dict[tuple[str, str, str], OpParameters] = {}
-    for device in order:
-        have = {op for op, _, _ in lent}
-        near = rule.architectures.get(device) == architecture
-        fits = donors.get(device, {})
-        lent.update({key: _lend(fit, rule, near=near) for key, fit in fits.items() if key[0] not in have})
+    for (op, engine, dtype), found in together.items():
+        near = donors[first[op, dtype]][0].architecture == device.architecture
+        if near and found[0][0] != first[op, dtype]:
+            continue
+        nearest = [fit for _, fit in found[: 1 if near else n_lenders(op)]]
+        lent[op, engine, dtype] = _lend(nearest, rule, "near" if near else "far")
     return lent
 
 
-def _lend(fit: OpParameters, rule: Transfer, *, near: bool) -> OpParameters:
-    past = rule.residuals.get(fit.op, {})
-    low, middle, high = (past.get("near") if near else None) or past.get("far") or fit.log_residual
-    wide = (min(low, fit.log_residual[0]), middle, max(high, fit.log_residual[2]))
-    return replace(fit, tier=Tier.TRANSFERRED, log_residual=wide, regimes={}, source=f"transferred: {fit.source}")
-
-
-def _pooled(donors: Mapping[str, Fits]) -> Fits:
-    """Per operation, engine and format the median of every parameter over the devices that have it."""
-    together: dict[tuple[str, str, str], list[OpParameters]] = {}
-    for fits in donors.values():
-        for key, fit in fits.items():
-            together.setdefault(key, []).append(fit)
-    return {
-        key: replace(
-            fits[0],
-            values={name: median(fit.values[name] for fit in fits) for name in fits[0].values},
-            log_residual=(
-                min(f.log_residual[0] for f in fits),
-                median(f.log_residual[1] for f in fits),
-                max(f.log_residual[2] for f in fits),
-            ),
-            source=f"median of {len(fits)} measured devices",
-        )
-        for key, fits in together.items()
-    }
+def _lend(fits: list[OpParameters], rule: Transfer, distance: Distance) -> OpParameters:
+    if distance == "any":
+        values = {name: median(fit.values[name] for fit in fits if name in fit.values) for name in fits[0].values}
+    else:
+        values = mean([fit.values for fit in fits])
+    past = rule.residuals.get(fits[0].op, {})
+    lows, _, highs = zip(*(fit.log_residual for fit in fits), strict=True)
+    low, middle, high = past.get(distance) or past.get("far") or past.get("any") or fits[0].log_residual
+    lenders = f"{'median' if distance == 'any' else 'mean'} of {len(fits)} measured devices"
+    return replace(
+        fits[0],
+        values=values,
+        tier=Tier.TRANSFERRED,
+        log_residual=(min(low, *lows), middle, max(high, *highs)),
+        regimes={},
+        source=f"transferred: {fits[0].source if len(fits) == 1 else lenders}",
+    )

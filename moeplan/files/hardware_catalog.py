@@ -11,7 +11,7 @@ from typing import cast
 from pydantic import BaseModel, ValidationError
 
 from moeplan.errors import InputError, Problem, did_you_mean, input_error
-from moeplan.files.fitted import efficiency_of
+from moeplan.files.fitted import efficiency_of, fabric_parameters
 from moeplan.files.hardware_schema import DIMENSIONS, DenseRates, LinkFile, Profile, Record
 from moeplan.files.locate import data_folder, is_path, resolve_path
 from moeplan.files.training_fits import training_parameters
@@ -262,8 +262,9 @@ def _hardware(loaded: _Loaded, fits: bool) -> Hardware:
     efficiency: dict[tuple[str, str, str], OpParameters] = {}
     if fits:
         folders = (path.parent for path in loaded.files if path.name == "profile.yaml")
-        efficiency.update(efficiency_of(folders, profile.architecture).parameters)
+        efficiency.update(efficiency_of(folders, device, _shipped_device).parameters)
         efficiency.update(training_parameters(device.slug))
+        efficiency.update(fabric_parameters())
     return Hardware(
         slug=loaded.name,
         device=device,
@@ -280,6 +281,11 @@ def _hardware(loaded: _Loaded, fits: bool) -> Hardware:
         allin_power_w_per_gpu=si.get("node.allin_power_per_gpu"),
         efficiency=Efficiency(efficiency),
     )
+
+
+@cache
+def _shipped_device(name: str) -> Device:
+    return _hardware(_shipped(name), fits=False).device
 
 
 def _link(link: LinkFile | None, si: Mapping[str, float], place: str, n_gpus: int) -> Link | None:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from moeplan.errors import InputError, Problem, did_you_mean, input_error
 
-_TEXT_SUFFIXES = ("_dtype", "distribution", "kernel_source", "backend", "implementation", "phase", "op_name")
+_TEXT_SUFFIXES = ("_dtype", "_type", "distribution", "kernel_source", "backend", "implementation", "phase", "op_name")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from moeplan.files.engine_defaults import ENGINE_FIELDS, default_engine, engine_defaults
+from moeplan.files.engine_defaults import ENGINE_FIELDS, cache_format, default_engine, engine_defaults
 from moeplan.files.resolve_traffic import resolve_slo, resolve_traffic
 from moeplan.files.resolving import Resolving
 from moeplan.files.schema_serving import EngineFile, PrecisionFile, ServingFile, ServingLayoutFile
@@ -69,7 +69,7 @@ def resolve_precision(
     kv = file.kv_cache
     rs.note(f"{target}.kv_cache", (*loc, "kv_cache"), default="16 bit, the engine's default")
     if kv == "auto":
-        kv = "fp16" if engine == "llama.cpp" else "bf16"
+        kv = cache_format(engine)
     return Precision(kv_cache=kv, **names)
 
 

@@ -20,8 +20,12 @@ _TARGETS = {
     "memory": 0.10,
     "gemm": 0.10, "moe": 0.10, "wideep_moe": 0.10, "attention_prefill": 0.10, "mla_prefill": 0.10, "mla_decode": 0.10,
     "mla_bmm": 0.10, "attention_decode": 0.12, "nccl": 0.12, "custom_allreduce": 0.12, "moe_all_to_all": 0.12,
+    "mla_prefill_module": 0.10, "mla_decode_module": 0.10,
     "trtllm_all_to_all": 0.12, "deepep_normal": 0.12, "deepep_low_latency": 0.12,
 }  # fmt: skip
+
+
+_LENDERS = {"near": "kin", "far": "others", "any": "all"}
 
 
 def print_calibration(found: Calibration, loans: Sequence[Loan], written: Sequence[Path], console: Console) -> None:
@@ -36,9 +40,10 @@ def print_calibration(found: Calibration, loans: Sequence[Loan], written: Sequen
             table.add_row(device, *key, str(fit["n_rows"]), *errors)
     console.print(table)
     if loans:
-        table = Table("op", "device", "lender", "MdAPE", title="Leave one device out")
+        table = Table("op", "device", "lenders", "MdAPE", title="Leave one device out (* what the rule lends)")
         for loan in sorted(loans, key=lambda one: (one.op, one.hardware, not one.by_rule)):
-            table.add_row(loan.op, loan.hardware, loan.lender, _percent(loan.accuracy.mdape_frac))
+            name = _LENDERS[loan.distance] + ("*" if loan.by_rule else "")
+            table.add_row(loan.op, loan.hardware, name, _percent(loan.accuracy.mdape_frac))
         console.print(table)
     for (name, reason), n in sorted(found.left_out.items()):
         console.print(f"left out of {name}: {n} rows: {reason}", highlight=False)

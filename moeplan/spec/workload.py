@@ -154,6 +154,10 @@ class Engine:
     batch_wait_tokens_frac: float = 0.0  # ... unless the iteration has this share of max_num_batched_tokens
     fused_quantization: tuple[str, ...] = ()  # formats whose activations are quantised by the kernel before the GEMM
     expert_kernels: tuple[str, ...] = ()  # other kernels of the routed experts the engine picks where they are faster
+    # How data-parallel ranks bring tokens to experts inside a domain: every token to all ranks, or each to its experts.
+    expert_exchange: Literal["gather", "all_to_all"] = "gather"
+    kv_cache_16_bit: str = "bf16"  # format of an unquantised cache
+    kv_cache_narrow: str = ""  # format of the cache under published fp8 and fp4 checkpoints, where it is another
 
 
 @dataclass(frozen=True, slots=True)

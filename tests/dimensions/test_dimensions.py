@@ -111,6 +111,11 @@ CASES = {
     "latent_attention.mla_prefill_time_s": [
         {"batch": 1, "q_tokens": 900, "cached_tokens": 0, "kv_fmt": BF16, **MLA, "p": latent.MLA_PREFILL_DEFAULTS}
     ],
+    "latent_attention.mla_glue_time_s": [
+        {"n_tokens": 64, "n_heads": 16, "latent_dim": 2112, "head_dim": 192, "device": DEVICE,
+         "p": latent.MLA_MODULE_DEFAULTS},
+    ],
+    "transfer.sm_clock_per_s": [{"device": replace(DEVICE, dense_flop_per_s={"fp32": 67e12}, n_sms=132)}],
     "latent_attention.mla_decode_time_s": [
         {"batch": 64, "context_tokens": 900, "kv_fmt": FP8, **MLA, "p": latent.MLA_DECODE_DEFAULTS, "warm_l2": warm}
         for warm in (True, False)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from moeplan.costs import collectives, expert_exchange
-from moeplan.costs.fabrics import FABRICS, fabric_of
+from moeplan.costs.fabrics import DEFAULTS as UNKNOWN_NETWORK
+from moeplan.costs.fabrics import fabric_of
+from moeplan.files.fitted import fabric_parameters
 from moeplan.spec.hardware import Device, Efficiency, Hardware, Host, Link
 
 
@@ -14,7 +16,7 @@ def machine(up: float = 450e9, nic: str = "infiniband", unified: bool = False) -
     device = Device("d", "d", "NVIDIA", "hopper", 8e10, 3.35e12, {"bf16": 1e15}, 132, 5e7, 700.0, unified)
     pcie = Link("PCIe 5", 64e9, 1e-6, 8, "pcie")
     link, out = Link("nvlink", up, 1e-6, 8, "nvlink"), Link("NIC", 50e9, 2e-6, 10**6, nic)
-    return Hardware("m", device, 8, 8, link, out, Host(None, None, None, pcie), None, Efficiency({}))
+    return Hardware("m", device, 8, 8, link, out, Host(None, None, None, pcie), None, Efficiency(fabric_parameters()))
 
 
 P = {
@@ -42,7 +44,7 @@ def test_empty_message_costs_its_steps(n: int) -> None:
 
 def test_large_all_reduce_across_nodes_is_bound_by_the_slower_of_both_links() -> None:
     size, n = 1e13, 64
-    nic = 50e9 * FABRICS["infiniband"].stream_efficiency
+    nic = 50e9 * fabric_of(machine())["stream_efficiency"]
     inside = 2 * (n - 1) / n * size / (450e9 * 0.8)
     across = 2 * (n - 1) / n * size / 8 / nic
     got = collectives.all_reduce_time_s(size, n, hardware=machine(), p=P)
@@ -69,13 +71,15 @@ def test_send_and_host_copy() -> None:
     p = {"base_s": 1e-5, "efficiency": 0.8, "host_path": 0.35}
     assert collectives.send_time_s(1e9, hardware=machine(), p=p) == pytest.approx(1e-5 + 1e9 / 360e9)
     far = collectives.send_time_s(1e9, hardware=machine(), p=p, same_domain=False)
-    assert far == pytest.approx(1e-5 + 12e-6 + 1e9 / (50e9 * 0.95))
+    network = fabric_of(machine())
+    assert far == pytest.approx(1e-5 + network["hop_s"] + 1e9 / (50e9 * network["stream_efficiency"]))
     assert collectives.host_copy_time_s(1e9, hardware=machine(), p=p) == pytest.approx(1e-5 + 1e9 / 51.2e9)
     assert collectives.host_copy_time_s(1e9, hardware=machine(unified=True), p=p) == 0.0
 
 
-def test_unknown_network_counts_as_ethernet() -> None:
-    assert fabric_of(Link("x", 1e9, 1e-6, 10, "ici")) is FABRICS["ethernet"]
+def test_an_unknown_network_takes_the_estimates() -> None:
+    assert fabric_of(machine(nic="ici")) is UNKNOWN_NETWORK
+    assert fabric_of(machine(nic="efa")) is not UNKNOWN_NETWORK
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pytest
 
 from moeplan.calibrate.fit import fit_rows
 from moeplan.calibrate.op_model import Place, usable
-from moeplan.calibrate.ops import OP_MODELS, attention, mla
+from moeplan.calibrate.ops import OP_MODELS, attention, mla, mla_module
 from moeplan.files.hardware_catalog import load_hardware
+from moeplan.steps.operations import Operations
 
 H200 = load_hardware("h200-sxm")
 
@@ -71,12 +72,20 @@ def test_an_unknown_type_has_no_format():
     assert list(attention.cache_format(frame, Place("h200-sxm", "attention_decode", "vllm"))) == [""]
 
 
-def test_exclusions_are_those_documented():
+def test_every_row_is_answered_and_other_kernels_are_stored_apart():
     frame = table(100, isl=[1] * 10 + [512] * 90, kernel_source=["triton"] * 30 + ["fa3"] * 70, head_dim=128)
     frame["measured_s"] = 1e-3
-    keep, taken = usable(attention.PREFILL, frame, Place("h200-sxm", "attention_prefill", "sglang"))
-    assert keep.sum() == 70
-    assert sorted(taken.values()) == [10, 20]
+    place = Place("h200-sxm", "attention_prefill", "sglang")
+    keep, taken = usable(attention.PREFILL, frame, place)
+    assert keep.all()
+    assert not taken
+    assert attention.PREFILL.engine_of(frame, place).value_counts().to_dict() == {"sglang": 70, "sglang/triton": 30}
+
+
+def test_large_groups_of_tensorrt_llm_are_a_kernel_of_their_own():
+    frame = table(2, num_heads=128, num_key_value_heads=[2, 4], head_dim=128)
+    for engine, names in (("trtllm", ["trtllm/unshared", "trtllm"]), ("vllm", ["vllm", "vllm"])):
+        assert list(attention.DECODE.engine_of(frame, Place("h200-sxm", "attention_decode", engine))) == names
 
 
 def test_a100_rows_above_the_bandwidth_are_left_out_there_only():
@@ -89,12 +98,28 @@ def test_a100_rows_above_the_bandwidth_are_left_out_there_only():
     assert list(keep) == [True, True]
 
 
-def test_mla_rows_that_are_fp8_in_name_only_are_left_out():
+def test_mla_rows_that_are_fp8_in_name_only_count_as_16_bit():
     frame = table(2, kv_cache_dtype=["bfloat16", "fp8"])
     for model in (mla.PREFILL, mla.DECODE):
-        for hardware, kept in (("l40s", [True, False]), ("h200-sxm", [True, True])):
-            keep, _ = usable(model, frame, Place(hardware, model.op, "trtllm"))
-            assert list(keep) == kept
+        for hardware, formats in (("l40s", ["bf16", "bf16"]), ("h200-sxm", ["bf16", "fp8"])):
+            assert list(model.format_of(frame, Place(hardware, model.op, "trtllm"))) == formats
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_module_is_its_parts_and_what_lies_between(phase):
+    """One rank of two heads has the whole down-projection, so halving the heads saves less than half."""
+    (model,) = (m for m in mla_module.MODELS if m.op == f"mla_{phase}_module")
+    rows = table(3, isl=64 if phase == "prefill" else 1, step=0 if phase == "prefill" else 4095).assign(
+        num_heads=[128, 64, 64], kv_cache_dtype="bfloat16", gemm_type="bfloat16", engine="trtllm", batch_size=32
+    )
+    inputs = model.inputs(rows, H200, "bf16")
+    whole, half, again = model.time_s(inputs, H200, "bf16", {"launch_s": 1e-5, "passes": 2.0})
+    assert half == again
+    assert half < whole < 2.0 * half
+    assert inputs["parts_s"][0] < whole
+    ops = Operations(H200, "trtllm")
+    tokens = np.asarray(32.0 * (64 if phase == "prefill" else 1))
+    assert inputs["parts_s"][0] > ops.gemm_s(tokens, 7168, 128 * 128, "bf16")  # the output projection alone
 
 
 def test_absorbed_prefill_rows_are_compared_with_the_absorbed_form():

@@ -54,7 +54,7 @@ def test_message_sizes_count_elements() -> None:
 @pytest.mark.parametrize(
     ("place", "source", "n", "left_out"),
     [
-        (Place("h100-sxm", "custom_allreduce", "vllm"), "vLLM_custom_eager", 4, True),
+        (Place("h100-sxm", "custom_allreduce", "vllm"), "vLLM_custom_eager", 4, False),
         (Place("h100-sxm", "custom_allreduce", "vllm"), "vLLM_custom_graph", 4, False),
         (Place("arc-pro-b60", "custom_allreduce", "vllm"), "vLLM_custom_eager", 4, False),
         (Place("l40s", "custom_allreduce", "vllm"), "vLLM_custom_graph", 8, True),
@@ -68,6 +68,19 @@ def test_known_bad_rows_are_left_out(place: Place, source: str, n: int, left_out
     keep, reasons = usable(model("custom_allreduce", "custom_allreduce"), frame, place)
     assert bool(keep.iloc[0]) is not left_out
     assert bool(reasons) is left_out
+
+
+def test_kernels_no_engine_usually_runs_are_kept_apart() -> None:
+    eager = pd.DataFrame({"kernel_source": ["vLLM_custom_eager", "vLLM_custom_graph"]})
+    custom = model("custom_allreduce", "custom_allreduce")
+    assert custom.engine_of is not None
+    assert list(custom.engine_of(eager, Place("h100-sxm", "custom_allreduce", "vllm"))) == ["vllm/eager", "vllm"]
+    assert list(custom.engine_of(eager, Place("arc-pro-b60", "custom_allreduce", "vllm"))) == ["vllm", "vllm"]
+    preview = pd.DataFrame({"comm_backend": ["deepep_ht", "deepep_v2_context"]})
+    dispatch = model("moe_dispatch", "moe_all_to_all")
+    assert dispatch.engine_of is not None
+    names = list(dispatch.engine_of(preview, Place("h100-sxm", "moe_all_to_all", "vllm")))
+    assert names == ["vllm", "vllm/deepep_v2"]
 
 
 def test_phases_and_back_ends_of_one_table_do_not_mix() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moeplan.calibrate.op_model import OpModel
-from moeplan.calibrate.ops import attention, collectives, copies, gemm, mla, moe
+from moeplan.calibrate.ops import attention, collectives, copies, gemm, mla, mla_module, moe
 
 OP_MODELS: tuple[OpModel, ...] = (
     gemm.MODEL,
@@ -14,6 +14,7 @@ OP_MODELS: tuple[OpModel, ...] = (
     mla.PREFILL,
     mla.DECODE,
     mla.ABSORB,
+    *mla_module.MODELS,
     *collectives.MODELS,
     copies.MEMORY,
     copies.HOST,

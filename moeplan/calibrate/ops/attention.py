@@ -107,15 +107,20 @@ def _decode_regime(frame: pd.DataFrame, _place: Place) -> pd.Series:
     return pd.Series(np.char.add(work.astype(str), np.where(windowed, " window", " full")), index=frame.index)
 
 
-def _minor_kernel(frame: pd.DataFrame, place: Place) -> pd.Series:
-    """Rows whose kernel is not the one most rows of their head size and format ran on."""
+def _engine(frame: pd.DataFrame, place: Place) -> pd.Series:
+    """The kernel most rows of a head size and format ran on is stored under the engine, another as ``engine/kernel``.
+
+    Such are fallbacks beside it, and the decode kernels some engines run for one-token prompts.
+    """
     fmt = arithmetic_format(frame, place) if "attn_dtype" in frame else cache_format(frame, place)
     counts = frame.groupby([frame["head_dim"], fmt, frame["kernel_source"]])["isl"].transform("size")
-    return counts < counts.groupby([frame["head_dim"], fmt]).transform("max")
+    minor = counts < counts.groupby([frame["head_dim"], fmt]).transform("max")
+    return pd.Series(place.engine, index=frame.index).mask(minor, place.engine + "/" + frame["kernel_source"])
 
 
-def _single_token_prompt(frame: pd.DataFrame, _place: Place) -> pd.Series:
-    return (frame["isl"] == 1) & (frame["step"] == 0)
+def _decode_engine(frame: pd.DataFrame, place: Place) -> pd.Series:
+    """TensorRT-LLM runs large groups on a kernel that does not share the cache; catalogued models have at most 32."""
+    return _engine(frame, place).mask(_large_group(frame, place), f"{place.engine}/unshared")
 
 
 def _large_group(frame: pd.DataFrame, place: Place) -> pd.Series:
@@ -170,10 +175,7 @@ PREFILL = OpModel(
     inputs=_prefill_inputs,
     time_s=_prefill_time_s,
     regime_of=_prefill_regime,
-    exclusions=(
-        Exclusion("one-token prompts: engines run their decode kernel for them", _single_token_prompt),
-        Exclusion("a fallback kernel beside the one the engine runs for that head size", _minor_kernel),
-    ),
+    engine_of=_engine,
 )
 
 DECODE = OpModel(
@@ -203,13 +205,6 @@ DECODE = OpModel(
     inputs=_decode_inputs,
     time_s=_decode_time_s,
     regime_of=_decode_regime,
-    exclusions=(
-        Exclusion("a fallback kernel beside the one the engine runs for that head size", _minor_kernel),
-        Exclusion(
-            "TensorRT-LLM falls back to a kernel without sharing for 64 or more query heads a KV head; "
-            "catalogued models have at most 32",
-            _large_group,
-        ),
-        Exclusion("A100 TensorRT-LLM rows above the memory bandwidth (tables' README)", _above_bandwidth),
-    ),
+    engine_of=_decode_engine,
+    exclusions=(Exclusion("A100 TensorRT-LLM rows above the memory bandwidth", _above_bandwidth),),
 )

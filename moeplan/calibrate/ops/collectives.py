@@ -49,17 +49,9 @@ _BROKEN_HOST_PATH = Exclusion(
     "more than 2 GPUs on the L40S machine: 8 GB/s with 4, 0.8 to 2.6 with 8, a broken host path",
     lambda frame, place: (frame["num_gpus"] > 2) & (place.hardware == "l40s"),
 )
-_EAGER = Exclusion(
-    "eager launch: engines run decode in CUDA graphs, measured in the same table",
-    lambda frame, place: frame["kernel_source"].str.endswith("_eager") & (place.hardware != "arc-pro-b60"),
-)
 _SLOW_PAIR = Exclusion(
     "2 GPUs of GB200 under vLLM: up to 5.2 ms, half the rate of NCCL on the same link",
     lambda frame, place: (frame["num_gpus"] == 2) & (place.hardware == "gb200-nvl72") & (place.engine == "vllm"),
-)
-_DEEPEP_V2 = Exclusion(
-    "DeepEP V2 preview back ends, measured on H100 only: neighbouring sizes differ by factors",
-    lambda frame, _place: frame["comm_backend"].str.startswith("deepep_v2"),
 )
 
 
@@ -122,6 +114,12 @@ def _custom_time_s(inputs: Inputs, hardware: Hardware, _fmt: str, values: Mappin
     return collectives.custom_all_reduce_time_s(inputs["n_bytes"], inputs["n_gpus"], hardware=hardware, p=values)
 
 
+def _custom_engine(frame: pd.DataFrame, place: Place) -> pd.Series:
+    """Eager launches apart: engines run decode in CUDA graphs. Arc has no graphs, so eager is what its engine runs."""
+    eager = frame["kernel_source"].str.endswith("_eager") & (place.hardware != "arc-pro-b60")
+    return eager.map({True: f"{place.engine}/eager", False: place.engine})
+
+
 _CUSTOM = OpModel(
     op="custom_allreduce",
     tables=("custom_allreduce",),
@@ -133,7 +131,8 @@ _CUSTOM = OpModel(
     inputs=partial(_message_inputs, dtype="allreduce_dtype"),
     time_s=_custom_time_s,
     regime_of=partial(_message_regime, dtype="allreduce_dtype"),
-    exclusions=(_BROKEN_HOST_PATH, _EAGER, _SLOW_PAIR),
+    engine_of=_custom_engine,
+    exclusions=(_BROKEN_HOST_PATH, _SLOW_PAIR),
 )
 
 
@@ -196,7 +195,10 @@ def _engine_inputs(frame: pd.DataFrame, _hardware: Hardware, _fmt: str, *, phase
     inputs = {name: frame[column].to_numpy(np.float64) for name, column in columns.items()}
     width = frame[dtype].map(_PAYLOAD_BYTES).to_numpy(np.float64)
     # DeepEP and the NVLink kernels return bf16 whatever the dispatch carried, but for the fp4 combine.
-    inputs["width"] = width if phase == "dispatch" else np.where(frame[dtype] == "fp4", width, _COMBINE_BYTES)
+    narrow = (frame["comm_dtype"] == "fp4") if "comm_dtype" in frame else frame["op_name"].str.endswith("low_precision")
+    inputs["width"] = width if phase == "dispatch" else np.where(narrow, width, _COMBINE_BYTES)
+    if phase == "prepare":  # of every choice its expert and its weight, 4 bytes each
+        inputs["hidden"], inputs["width"] = inputs["topk"], np.full(len(frame), 8.0)
     inputs["sms"] = np.full(len(frame), float(expert_exchange.COMMUNICATION_SMS))
     return inputs
 
@@ -205,6 +207,15 @@ def _engine_format(frame: pd.DataFrame, place: Place, *, phase: str, backend: st
     """A combine in fp4 is a kernel of its own; every other row of the phase and back end is fitted together."""
     fmt = _only(phase=phase, comm_backend=backend)(frame, place)
     return fmt.where((fmt == "") | (frame["comm_dtype"] != "fp4"), "nvfp4")
+
+
+_THROUGHPUT, _LOW_LATENCY = r".*deepep_ht|deepep_v2_context", r".*deepep_ll|deepep_v2_generation"
+
+
+def _engine_of_backend(frame: pd.DataFrame, place: Place) -> pd.Series:
+    """DeepEP V2 (a preview, on one H100 node only, where neighbouring sizes differ by factors) is kept apart."""
+    preview = frame["comm_backend"].str.startswith("deepep_v2")
+    return preview.map({True: f"{place.engine}/deepep_v2", False: place.engine})
 
 
 def _engine(phase: str, *, low_latency: bool) -> OpModel:
@@ -216,17 +227,23 @@ def _engine(phase: str, *, low_latency: bool) -> OpModel:
         latency=("latency_ms", 1e-3),
         shape_columns=("num_tokens", "hidden_size", "topk", "num_experts"),
         parameters=parameters(_start(op, sms_vary=False), _BOUNDS),
-        format_of=partial(_engine_format, phase=phase, backend=r".*deepep_ll" if low_latency else r".*deepep_ht"),
+        format_of=partial(_engine_format, phase=phase, backend=_LOW_LATENCY if low_latency else _THROUGHPUT),
+        engine_of=_engine_of_backend,
         inputs=partial(_engine_inputs, phase=phase, dtype="comm_dtype", ep="ep_size"),
         time_s=partial(_exchange_time_s, low_latency=low_latency),
         regime_of=lambda frame, _place: _band(frame["num_tokens"], "tokens", 64, 1024),
-        exclusions=(_DEEPEP_V2,),
     )
 
 
 def _nvlink_engine(frame: pd.DataFrame, place: Place) -> pd.Series:
     one_sided = frame["kernel_source"] == "NVLinkOneSided"
     return one_sided.map({True: f"{place.engine}_one_sided", False: place.engine})
+
+
+def _nvlink_format(frame: pd.DataFrame, place: Place, *, phase: str) -> pd.Series:
+    """A combine in low precision is a kernel of its own."""
+    fmt = _only(op_name=f"alltoall_{phase}(_low_precision)?")(frame, place)
+    return fmt.where((fmt == "") | ~frame["op_name"].str.endswith("low_precision"), "nvfp4")
 
 
 def _nvlink(phase: str) -> OpModel:
@@ -238,7 +255,7 @@ def _nvlink(phase: str) -> OpModel:
         latency=("latency_ms", 1e-3),
         shape_columns=("num_tokens", "moe_ep_size"),
         parameters=parameters(expert_exchange.DEFAULTS[f"nvlink_{phase}"], _BOUNDS),
-        format_of=_only(op_name=f"alltoall_{phase}"),
+        format_of=partial(_nvlink_format, phase=phase),
         engine_of=_nvlink_engine,
         inputs=partial(_engine_inputs, phase=phase, dtype="moe_dtype", ep="moe_ep_size"),
         time_s=partial(_exchange_time_s, low_latency=False),
@@ -254,6 +271,7 @@ MODELS: tuple[OpModel, ...] = (
     _CUSTOM,
     *(_deepep(phase, low_latency=low) for phase in ("dispatch", "combine") for low in (False, True)),
     *(_engine(phase, low_latency=low) for phase in ("dispatch", "combine") for low in (False, True)),
+    _nvlink("prepare"),
     _nvlink("dispatch"),
     _nvlink("combine"),
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from moeplan.calibrate.op_model import Array, Exclusion, Inputs, OpModel, Parameter, Place, dtype_column
+from moeplan.calibrate.op_model import Array, Inputs, OpModel, Parameter, Place, dtype_column
 from moeplan.calibrate.ops.attention import PREFILL_PARAMETERS, cache_format
 from moeplan.costs.attention import prefill_attention_time_s
 from moeplan.costs.latent_attention import (
@@ -93,16 +93,10 @@ def _absorb_regime(frame: pd.DataFrame, _place: Place) -> pd.Series:
     return _by_work(frame["num_tokens"] * 1.0, 64, 512)
 
 
-def _fp8_in_name_only(frame: pd.DataFrame, place: Place) -> pd.Series:
-    return (frame["kv_cache_dtype"] == "fp8") & (place.hardware in ("a100-sxm-80gb", "l40s"))
-
-
-_EXCLUSIONS = (
-    Exclusion(
-        "fp8 rows of A100 and L40S repeat their bf16 rows (median ratio 1.00): the cache was 16 bit",
-        _fp8_in_name_only,
-    ),
-)
+def _format(frame: pd.DataFrame, place: Place) -> pd.Series:
+    """The cache's format. "fp8" rows of A100 and L40S repeat their bf16 rows (median ratio 1.00): it was 16 bit."""
+    fmt = cache_format(frame, place)
+    return fmt.replace("fp8", "bf16") if place.hardware in ("a100-sxm-80gb", "l40s") else fmt
 
 
 def _moved(name: str, defaults: Mapping[str, float], lower: float, upper: float, *, log: bool = True) -> Parameter:
@@ -119,11 +113,10 @@ PREFILL = OpModel(
     latency=("latency_ms", 1e-3),
     shape_columns=_SHAPE,
     parameters=PREFILL_PARAMETERS,
-    format_of=cache_format,
+    format_of=_format,
     inputs=_prefill_inputs,
     time_s=_prefill_time_s,
     regime_of=_prefill_regime,
-    exclusions=_EXCLUSIONS,
 )
 
 DECODE = OpModel(
@@ -146,11 +139,10 @@ DECODE = OpModel(
         _moved("split_s", MLA_DECODE_DEFAULTS, 1e-9, 5e-6),
         _moved("launch_s", MLA_DECODE_DEFAULTS, 1e-6, 3e-4),
     ),
-    format_of=cache_format,
+    format_of=_format,
     inputs=_decode_inputs,
     time_s=_decode_time_s,
     regime_of=_decode_regime,
-    exclusions=_EXCLUSIONS,
 )
 
 ABSORB = OpModel(
