@@ -26,8 +26,13 @@ _LINEAR = frozenset({"mha_split_frac", "group_exponent", "pack_frac", "split_fra
 # the latency of memory in seconds is much the same on all devices.
 _PER_SM_RATE = frozenset({"saturating_blocks_per_sm"})
 _PER_SM_RATE_INVERSE = frozenset({"stream_tiles"})
+# What a tile spends beside its products (loads, epilogue, pipeline fill) takes the same clocks whatever the rate of the
+# tensor cores: the slower they are, the nearer a kernel comes to their peak (H20: a quarter of the H100's rate an SM).
+_PEAK_SHARES = frozenset({"compute_frac", "small_tile_frac"})
+_DEPTHS = frozenset({"fill_k", "split_k", "prologue_tokens"})
 # Arithmetic units of an SM: 128 multiply-adds a clock, 64 on V100 and A100.
 _FLOP_PER_CLOCK = 256.0
+_ALIKE = 1.5
 _LEAST_CLOCK_PER_S = 1e9  # slower, and the SM has half the units: no device of a profile boosts below it
 
 
@@ -38,6 +43,12 @@ class Scale:
     clock: float
     sm_memory_rate: float  # memory bandwidth per SM
     memory_over_l2: float  # memory bandwidth over that of the L2
+    tensor_rate: float  # dense 16-bit products of an SM
+
+    @property
+    def alike(self) -> bool:
+        """Whether loans between kin as different as this have been measured (H200 to H100: 1.43)."""
+        return all(1.0 / _ALIKE < ratio < _ALIKE for ratio in (self.sm_memory_rate, self.tensor_rate))
 
     @classmethod
     def between(cls, lender: Device, borrower: Device) -> Scale:
@@ -48,7 +59,9 @@ class Scale:
         same = lender.architecture == borrower.architecture
         clock = 1.0 if same else _ratio(sm_clock_per_s(lender), sm_clock_per_s(borrower))
         rate = _ratio(_sm_memory_rate(lender), _sm_memory_rate(borrower))
-        return cls(clock, rate, rate / clock)  # an SM reads so many bytes of the L2 a clock
+        # Only kin run the same program; a kernel of another architecture has another overhead.
+        tensor = _ratio(_sm_tensor_rate(lender), _sm_tensor_rate(borrower)) if same else 1.0
+        return cls(clock, rate, rate / clock, tensor)  # an SM reads so many bytes of the L2 a clock
 
 
 def sm_clock_per_s(device: Device) -> float | None:
@@ -87,11 +100,25 @@ def _scaled(op: str, name: str, value: float, values: Mapping[str, float], scale
         return value * scale.sm_memory_rate
     if name in _PER_SM_RATE_INVERSE:
         return value / scale.sm_memory_rate
+    if name in _PEAK_SHARES or name in _DEPTHS:
+        return _overhead(name, value, scale)
     if name == "l2_gain":  # time without it over time with it, less one
         return max((1.0 + value) / scale.memory_over_l2 - 1.0, 0.0)
     if name == "l2_frac" and "l2_gain" not in values:  # time out of the L2 over time out of memory
         return min(value * scale.memory_over_l2, 1.0)
     return value
+
+
+def _overhead(name: str, value: float, scale: Scale) -> float:
+    """A share 1 / (1 + overhead over products), or an overhead in units of products, at the borrower's tensor rate."""
+    if name in _DEPTHS:
+        return value * scale.tensor_rate
+    return value if value >= 1.0 else 1.0 / (1.0 + (1.0 / value - 1.0) * scale.tensor_rate)
+
+
+def _sm_tensor_rate(device: Device) -> float | None:
+    peak = device.flop_per_s("bf16") or device.flop_per_s("fp16")
+    return peak / device.n_sms if peak and device.n_sms else None
 
 
 def _sm_memory_rate(device: Device) -> float | None:

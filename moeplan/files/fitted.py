@@ -157,7 +157,7 @@ def loans(device: Device, donors: Mapping[str, tuple[Device, Fits]], rule: Trans
 
     Per operation and number format from the first donor that has it, if that is of the device's own architecture;
     else the mean of the nearest few; for an architecture without a list the median of all. The interval is that of
-    past loans, never narrower than the donors' own.
+    past loans, never narrower than the donors' own; kin unlike any that were measured count as far.
     """
     order = rule.donors.get(device.architecture)
     together: dict[tuple[str, str, str], list[tuple[str, OpParameters]]] = {}
@@ -178,7 +178,8 @@ def loans(device: Device, donors: Mapping[str, tuple[Device, Fits]], rule: Trans
         if near and found[0][0] != first[op, dtype]:
             continue
         nearest = [fit for _, fit in found[: 1 if near else n_lenders(op)]]
-        lent[op, engine, dtype] = _lend(nearest, rule, "near" if near else "far")
+        alike = near and Scale.between(donors[found[0][0]][0], device).alike
+        lent[op, engine, dtype] = _lend(nearest, rule, "near" if alike else "far")
     return lent
 
 
