@@ -1,6 +1,6 @@
 """What a device without tables of its own borrows, against kernels measured on it: H20 and H800 (InferSim @f2293da).
 
-Bounds are the target of leave-one-device-out fits with room for the quarter of kernels they are missed by.
+The bound is the target of leave-one-device-out fits.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ TABLES = SHARED / "measured" / "other" / "infersim" / "bench_data"
 pytestmark = [pytest.mark.shared, pytest.mark.skipif(not TABLES.is_dir(), reason="measured runs are not here")]
 
 
-def borrowed(name: str, op: str, fmt: str):
+COLUMNS = ["dtype", "kv_dtype", "batch_size", "kv_len", "latency_us", "mfu"]
+
+
+def borrowed(name: str, op: str, fmt: str, engine: str = "sglang"):
     machine = load_hardware(name)
-    found = lookup(machine, op, "sglang", fmt)
+    found = lookup(machine, op, engine, fmt)
     assert found.tier is Tier.TRANSFERRED
     return machine.device, found
 
@@ -54,7 +57,7 @@ def gemm(name: str):
 def grouped(name: str, phase: str):
     rows = pd.read_csv(TABLES / "grouped_gemm" / phase / name / "data.csv")
     rows = rows[(rows.tokens_per_expert >= 1) & (rows.up_proj_us > 0)]
-    device, found = borrowed(name, "moe", "fp8_block")
+    device, found = borrowed(name, "moe", "fp8_block", "vllm")  # DeepGEMM, which was measured
     p = {**found.values, "permute_frac": np.inf, "align_s": 0.0, "launch_s": 0.0}
     tokens = (rows.tokens_per_expert * rows.num_local_experts).to_numpy(float)
     seconds = expert_ffn_time_s(
@@ -81,6 +84,8 @@ def mha_decode(name: str):
     for path in sorted((TABLES / "mha" / "decode" / name).glob("*.csv")):
         heads, kv_heads, head_dim = map(int, path.stem.split("-"))
         rows = pd.read_csv(path)
+        if list(rows) != COLUMNS:  # one file lacks its header
+            continue
         rows = rows[(rows.dtype == "bf16") & (rows.kv_dtype == "bf16")]
         device, found = borrowed(name, "attention_decode", "bf16")
         parts.append(decode_attention_time_s(
@@ -105,11 +110,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_borrowed_parameters(case, record_property):
+def test_borrowed_parameters(case):
     call, arguments, name = CASES[case]
     seconds, measured_us, found = call(name, *arguments)
     error = errors(np.asarray(seconds), measured_us)
-    record_property("mdape", float(np.median(np.abs(error))))
-    print(f"{case}: {len(error)} rows, MdAPE {np.median(np.abs(error)):.1%}, bias {np.median(error):+.1%}, "
-          f"covered {covered(np.asarray(seconds), measured_us, found):.0%}")  # fmt: skip
-    assert np.median(np.abs(error)) < 0.4
+    assert len(error) >= 20
+    assert np.median(np.abs(error)) < 0.25
+    assert covered(np.asarray(seconds), measured_us, found) > 0.5
