@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moeplan.calibrate.judge import Judged, Unanswered
+    from moeplan.calibrate.serving_runs import RowResult
+    from moeplan.files.measured_runs import RunTable
 
 _CSV: dict[str, Any] = {"index": False, "float_format": "%.6g"}
 
@@ -36,11 +38,11 @@ def accuracy(runs: Path, as_json: bool, markdown: bool, out: Path | None, held_o
 
     with progress("reading") as say:
         if runs.suffix == ".csv":
-            judged, missing, rows_csv = _judge_runs(runs, held_out, say)
+            report, rows_csv = _judge_runs(runs, held_out, say)
         else:
             judged, missing = _judge_op_tables(runs, held_out, say)
             rows_csv = judge.rows_of(judged).to_csv(**_CSV)
-    report = judge.report(judged, missing)
+            report = judge.report(judged, missing)
     if out is not None:
         from moeplan.files.write import write_text
 
@@ -59,11 +61,13 @@ def accuracy(runs: Path, as_json: bool, markdown: bool, out: Path | None, held_o
     return 0
 
 
-def _judge_runs(path: Path, held_out: bool, say: Callable[[str], None]) -> tuple[list[Judged], list[Unanswered], str]:
-    """Serving or training runs of one CSV file, and their rows with predictions as CSV."""
-    from moeplan.calibrate import runs
+def _judge_runs(path: Path, held_out: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
+    """Report on the runs of one CSV file, with what of them was fitted to, and their rows with predictions as CSV."""
+    from moeplan.calibrate import judge, runs
+    from moeplan.calibrate.leakage import leakage
     from moeplan.files.measured_runs import read_runs
     from moeplan.files.model_data import load_model_error
+    from moeplan.files.run_ledger import read_ledger, shipped_ledger
 
     if held_out:
         raise click.UsageError("--held-out is about shapes of operation tables, not about runs")
@@ -71,8 +75,22 @@ def _judge_runs(path: Path, held_out: bool, say: Callable[[str], None]) -> tuple
     if table.unknown_columns:
         click.echo(f"{path}: carried through unread: {', '.join(table.unknown_columns)}", err=True)
     results = runs.predict(table, load_model_error(), say)
-    judged, missing = runs.judge(table, results)
-    return judged, missing, runs.rows_of(table, results).to_csv(**_CSV)
+    report = judge.report(*runs.judge(table, results))
+    seen = leakage(table.kind, table.frame.to_dict("records"), read_ledger(shipped_ledger()))
+    report |= {"leakage": seen.summary(), "validation": _validation(table, results, seen.validation)}
+    rows = runs.rows_of(table, results).assign(used_to_fit=seen.fitted, near_duplicate=seen.near)
+    return report, rows.to_csv(**_CSV)
+
+
+def _validation(table: RunTable, results: list[RowResult], keep: tuple[bool, ...]) -> dict[str, Any]:
+    """Errors over the rows that nothing was fitted to."""
+    from dataclasses import replace
+
+    from moeplan.calibrate import judge, runs
+
+    fresh = [result for result, kept in zip(results, keep, strict=True) if kept]
+    metrics: dict[str, Any] = judge.report(*runs.judge(replace(table, frame=table.frame[list(keep)]), fresh))["metrics"]
+    return metrics
 
 
 def _judge_op_tables(runs: Path, held_out: bool, say: Callable[[str], None]) -> tuple[list[Judged], list[Unanswered]]:

@@ -138,6 +138,7 @@ def _learn_model_error(runs: Path, out: Path | None, source: str, as_json: bool)
     from moeplan.cli.progress import progress
     from moeplan.files.measured_runs import read_runs
     from moeplan.files.model_data import load_model_error, model_error_path, model_error_text
+    from moeplan.files.run_ledger import ledger_rows, shipped_ledger, write_ledger
     from moeplan.files.write import write_text
 
     table, left_out = without(read_runs(runs), model_error.ANOMALOUS_SOURCES)
@@ -149,6 +150,8 @@ def _learn_model_error(runs: Path, out: Path | None, source: str, as_json: bool)
     learnt, summary = model_error.learn_all(results, groups, known, stated, serving=table.kind == "serving")
     target = out if out is not None else model_error_path()
     write_text(target, model_error_text(learnt))
+    ledger = shipped_ledger() if out is None else out.with_suffix(".runs.csv")
+    write_ledger(ledger, ledger_rows(table.kind, table.frame.to_dict("records"), f"intervals of {table.kind} runs"))
     if as_json:
         click.echo(json.dumps({"written": str(target), "learnt": summary}, indent=1))
     else:

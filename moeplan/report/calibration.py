@@ -59,6 +59,8 @@ def print_accuracy(report: Mapping[str, Any], console: Console) -> None:
     for metric, errors in report["metrics"].items():
         table.add_row(metric, str(errors["n"]), _percent(errors["answered_frac"]), *_cells(errors))
     console.print(table)
+    for line in leakage_lines(report):
+        console.print(line, highlight=False)
     table = Table("metric", "group", "rows", "MdAPE", "bias", "coverage")
     for metric, by, errors in _groups(report):
         cells = [_percent(errors[name]) for name in ("mdape_frac", "bias_frac", "coverage_frac")]
@@ -88,6 +90,7 @@ def accuracy_markdown(report: Mapping[str, Any]) -> str:
         met = "" if target is None or "mdape_frac" not in errors else _verdict(errors, target)
         cells = [metric, str(errors["n"]), _percent(errors["answered_frac"]), *_cells(errors), _percent(target), met]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", *leakage_lines(report)] if "leakage" in report else []
     groups = _groups(report)
     keys = list(groups[0][1]) if groups else []
     lines += ["", f"## By {', '.join(keys)}", ""]
@@ -99,6 +102,26 @@ def accuracy_markdown(report: Mapping[str, Any]) -> str:
     lines += ["", "## Rows without an answer", "", "| run or table | rows | why |", "|---|---:|---|"]
     lines += [f"| {gap['run_id']} | {gap['n']} | {gap['why']} |" for gap in report["unanswered"]]
     return "\n".join(lines) + "\n"
+
+
+def leakage_lines(report: Mapping[str, Any]) -> list[str]:
+    """What of a table of runs something was fitted to, and the errors over the rest; nothing for operation tables."""
+    found = report.get("leakage")
+    if found is None:
+        return []
+    purposes = ", ".join(f"{n} for {name}" for name, n in found["used_for"].items())
+    lines = [
+        f"Used to fit: {found['fitted']} rows{f' ({purposes})' if purposes else ''}; "
+        f"{found['near_duplicates_of_fitted']} more have the setup of one that was, {found['repeated']} stand twice. "
+        f"{found['validation']} rows count as validation."
+    ]
+    for metric, errors in report["validation"].items() if found["fitted"] else ():
+        if "mdape_frac" in errors:
+            lines.append(
+                f"Validation, {metric}: {errors['n']} rows, MdAPE {_percent(errors['mdape_frac'])}, "
+                f"coverage {_percent(errors['coverage_frac'])}."
+            )
+    return lines
 
 
 def _groups(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, str], Mapping[str, float]]]:
