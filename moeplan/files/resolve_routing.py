@@ -152,7 +152,10 @@ def _check_placement(rs: Resolving, file: RoutingFile, model: ModelArchitecture,
                    file.rebalance, hint="placement: greedy or hierarchical")  # fmt: skip
     if file.balance.method != "none" and file.router != "top_k":
         rs.problem((*SECTION, "balance"), f"{file.router} routing has no gate to balance", file.balance.method)
-    if file.redundant_experts and "serving.layout.ep" not in degrees:
+    if file.balance.method != "none" and "training.layout.ep" not in degrees and not rs.problems:
+        rs.problem((*SECTION, "balance"), "a controller acts while training, and there is no `training` section",
+                   file.balance.method)  # fmt: skip
+    if file.redundant_experts and "serving.layout.ep" not in degrees and not rs.problems:
         rs.problem(redundant, "copies of experts are for serving: a training run keeps one of each",
                    file.redundant_experts)  # fmt: skip
     if file.redundant_experts and not balanced:

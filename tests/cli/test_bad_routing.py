@@ -6,7 +6,7 @@ import json
 from importlib.resources import files
 
 import pytest
-from scenario_files import SERVING, run, with_line
+from scenario_files import SERVING, TRAINING, run, with_line
 
 MOE = with_line(SERVING, 7, "  precision: native").replace("layout: {tp: 1, replicas: 1}", "layout: {tp: 8, ep: 8}")
 OLMOE = MOE.replace("Qwen3-30B-A3B", "OLMoE-1B-7B").replace("8192", "4096")
@@ -28,6 +28,15 @@ BAD = {
     "unbalanced copies": ("routing: {redundant_experts: 8}", "routing", ("need a balanced placement",)),
     "map rows": ("routing: {placement_map: [[0, 1]]}", "routing.placement_map", ("one row per GPU",)),
     "topics": ("routing: {correlation: {topics: 0, spread: 1, tokens: 4}}", "routing.correlation.topics", ("zero",)),
+    "nothing to renew": ("routing: {rebalance: 10}", "routing.rebalance", ("drift_half_life",)),
+    "nothing to balance": (
+        "routing: {placement: contiguous, drift_half_life: 5, rebalance: 10}",
+        "routing.rebalance",
+        ("a balanced `placement`",),
+    ),
+    "no gate": ("routing: {router: hash, balance: loss_free}", "routing.balance", ("no gate to balance",)),
+    "no training": ("routing: {balance: aux_loss}", "routing.balance", ("acts while training",)),
+    "no half-life": ("routing: {drift_half_life: 0}", "routing.drift_half_life", ("must not be zero",)),
     "hash": ("routing: {router: hsh}", "routing.router", ("unknown value", "did you mean hash?")),
     "missing file": ("routing: {popularity: {histogram: none.csv}}", "routing.popularity.histogram", ("no such",)),
     "outside": ("routing: {popularity: {histogram: ../x.csv}}", "routing.popularity.histogram", ("outside",)),
@@ -91,6 +100,14 @@ def test_expert_placed_nowhere(tmp_path):
     result = check(tmp_path, f"routing: {{placement_map: {json.dumps(rows)}}}")
     assert result.exit_code == 2
     assert "1 experts are placed nowhere: 127" in result.output
+
+
+def test_a_training_run_keeps_one_of_each_expert(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(TRAINING + "routing: {placement: greedy, redundant_experts: 8}\n")
+    result = run("check", path)
+    assert result.exit_code == 2
+    assert "copies of experts are for serving" in result.output
 
 
 @pytest.mark.parametrize("change", [{"num_experts_per_tok": 300}, {"n_group": 7}, {"topk_group": 9}])
