@@ -30,6 +30,7 @@ from moeplan.spec.model import (
     MoeMlp,
     SoftmaxAttention,
     StateSpace,
+    counted,
 )
 from moeplan.spec.precision import NumberFormat
 
@@ -50,12 +51,9 @@ def block_params(block: Block, hidden_size: int, tp: int, ep: int, expert_tp: in
 def layers_params(layers: Iterable[Layer], hidden_size: int, tp: int, ep: int, expert_tp: int) -> Params:
     """Parameters of consecutive layers on the fullest GPU."""
     total = Params()
-    known: dict[Layer, Params] = {}
-    for layer in layers:
-        if layer not in known:
-            parts = (block_params(block, hidden_size, tp, ep, expert_tp) for block in layer.blocks)
-            known[layer] = sum(parts, Params(embedding=layer.n_norm_params))
-        total += known[layer]
+    for layer, count in counted(layers):
+        parts = (block_params(block, hidden_size, tp, ep, expert_tp) for block in layer.blocks)
+        total += sum(parts, Params(embedding=layer.n_norm_params)).times(count)
     return total
 
 
@@ -88,16 +86,10 @@ def stages(model: ModelArchitecture, pp: int) -> list[tuple[Layer, ...]]:
 
 def cache_bytes_per_sequence(layers: Iterable[Layer], context_tokens: float, kv_fmt: NumberFormat, tp: int) -> float:
     """KV cache and recurrent state of one sequence on one GPU [bytes], windows applied."""
-    known: dict[Layer, float] = {}
     total = 0.0
-    for layer in layers:
-        if layer not in known:
-            known[layer] = sum(
-                _mixer_cache_bytes(block, context_tokens, kv_fmt, tp)
-                for block in layer.blocks
-                if not isinstance(block, DenseMlp | MoeMlp)
-            )
-        total += known[layer]
+    for layer, count in counted(layers):
+        mixers = (block for block in layer.blocks if not isinstance(block, DenseMlp | MoeMlp))
+        total += count * sum(_mixer_cache_bytes(block, context_tokens, kv_fmt, tp) for block in mixers)
     return total
 
 

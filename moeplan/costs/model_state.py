@@ -37,6 +37,10 @@ class Params:
             self.embedding + other.embedding,
         )
 
+    def times(self, count: int) -> Params:
+        """As much ``count`` times."""
+        return Params(self.attention * count, self.dense * count, self.experts * count, self.embedding * count)
+
     @property
     def total(self) -> float:
         return self.attention + self.dense + self.experts + self.embedding

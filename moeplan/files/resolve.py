@@ -218,10 +218,13 @@ def _with_top_k(rs: Resolving, model: ModelArchitecture, top_k: int) -> ModelArc
             rs.problem(loc, "more experts than a token can choose from", top_k, f"1 to {n}")
 
     def changed(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-        return tuple(
-            replace(layer, blocks=tuple(replace(b, top_k=top_k) if isinstance(b, MoeMlp) else b for b in layer.blocks))
-            for layer in layers
-        )
+        new = {
+            layer: replace(
+                layer, blocks=tuple(replace(b, top_k=top_k) if isinstance(b, MoeMlp) else b for b in layer.blocks)
+            )
+            for layer in set(layers)
+        }
+        return tuple(new[layer] for layer in layers)
 
     note = f"experts per token: {top_k}, by the scenario"
     return replace(

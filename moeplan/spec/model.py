@@ -6,8 +6,9 @@ per full model (not per GPU). Parameter counts are exact sums over the block's w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,18 @@ class ModelArchitecture:
 
     def unique_layers(self) -> tuple[tuple[Layer, int], ...]:
         """Distinct layers with how often each occurs, in order of first appearance."""
-        counts: dict[Layer, int] = {}
-        for layer in self.layers:
-            counts[layer] = counts.get(layer, 0) + 1
-        return tuple(counts.items())
+        return counted(self.layers)
+
+
+def counted(layers: Iterable[Layer]) -> tuple[tuple[Layer, int], ...]:
+    """Distinct layers with how often each occurs, in order of first appearance.
+
+    By identity first: to hash a layer costs more than to look at all of a model's, which share equal ones.
+    """
+    by_id: dict[int, list[Any]] = {}
+    for layer in layers:
+        by_id.setdefault(id(layer), [layer, 0])[1] += 1
+    counts: dict[Layer, int] = {}
+    for layer, count in by_id.values():
+        counts[layer] = counts.get(layer, 0) + count
+    return tuple(counts.items())

@@ -175,7 +175,7 @@ class _Stage:
     ) -> Array:
         """Largest set of tensors alive at once in an iteration of ``tokens`` for ``seqs``: a block's or the head's."""
         hidden, widest = model.hidden_size, np.zeros_like(tokens)
-        for block in {block for layer in self.layers for block in layer.blocks}:
+        for block in {id(block): block for layer in self.layers for block in layer.blocks}.values():
             if isinstance(block, MoeMlp):
                 found = _experts_workspace_bytes(block, hidden, hardware, layout, engine, routing, tokens)
             elif isinstance(block, DenseMlp):

@@ -29,7 +29,7 @@ from moeplan.files.models.variants import (
     read_mimo,
     read_minimax_m3,
 )
-from moeplan.spec.model import ModelArchitecture
+from moeplan.spec.model import Layer, ModelArchitecture
 
 READERS: dict[str, Callable[[Fields], Body]] = {
     **{model_type: partial(read_transformer, family=family) for model_type, family in FAMILIES.items()},
@@ -106,10 +106,16 @@ def read_model(config: Mapping[str, Any], file: str, name: str) -> ModelArchitec
         hidden_size=body.hidden_size,
         vocab_size=body.vocab_size,
         max_context_tokens=body.max_context_tokens,
-        layers=body.layers,
+        layers=_shared(body.layers),
         mtp_layers=body.mtp_layers,
         tie_embeddings=body.tied,
         n_final_params=body.n_final_params,
         checkpoint=checkpoint,
         notes=tuple(notes),
     )
+
+
+def _shared(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """The same layers, equal ones as one object: what counts them compares identities first."""
+    one: dict[Layer, Layer] = {}
+    return tuple(one.setdefault(layer, layer) for layer in layers)

@@ -1,0 +1,299 @@
+"""Every layout of a serving deployment: enumerated, assessed at once (stage one), simulated one by one (stage two)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moeplan import metrics
+from moeplan.costs.money import monthly_cost, usd_per_million_tokens
+from moeplan.errors import input_error
+from moeplan.files.question import Question
+from moeplan.files.resolve_checks import serving_layout_problems
+from moeplan.files.schema_search import OptimizeFile
+from moeplan.planner.search_space import Site, powers_of_two
+from moeplan.planner.serving_bounds import Demand, ReplicaTimes, assess, demand_of
+from moeplan.simulate.deployment import Deployment
+from moeplan.simulate.serving import EventLog
+from moeplan.spec.layout import ServingLayout
+from moeplan.spec.scenario import Scenario, Serving
+from moeplan.steps.memory import serving_memory_by_limits
+from moeplan.steps.serving import compile_step_table
+from moeplan.steps.table import StepTable
+
+Array = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_SEQS = (16, 32, 64, 128, 256, 512, 1024)
+_TOKENS = (2048, 4096, 8192, 16384)
+TARGETS = ("ttft", "tpot", "e2e")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One replica's layout on one site, with the engine's defaults for its tp."""
+
+    site: Site
+    scenario: Scenario  # resolved with this tp
+    layout: ServingLayout  # replicas 1
+    room: tuple[str, ...]  # raises the scenario's own number of GPUs where the search has more
+
+    @property
+    def serving(self) -> Serving:
+        if self.scenario.serving is None:
+            raise ValueError(f"{self.scenario.name}: does not serve")
+        return self.scenario.serving
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layouts:
+    """All layouts as columns, shape (n,). ``shape`` and ``offer`` are indices; money is NaN where nobody offers."""
+
+    shapes: list[Shape]
+    shape: Ints
+    tokens: Ints
+    seqs: Ints
+    replicas: Ints
+    n_gpus: Ints
+    offer: Ints
+    usd_per_month: Array
+    fits: npt.NDArray[np.bool_]
+    kv_tokens: Array
+    capacity_most: Array
+    ttft_least: Array
+    tpot_least: Array
+    e2e_least: Array
+    capacity: Array
+    ttft: Array
+    tpot: Array
+    e2e: Array
+    requests_per_s: Array
+
+    def __len__(self) -> int:
+        return int(self.shape.size)
+
+
+def assess_layouts(question: Question, search: OptimizeFile, found: list[Site], most_gpus: int) -> Layouts:
+    """Stage one over the whole space. Raises InputError when no layout suits the model and the machines."""
+    shapes: list[Shape] = []
+    columns: list[dict[str, npt.NDArray[np.generic]]] = []
+    for site in found:
+        demand: Demand | None = None
+        times: dict[tuple[int, int, int, int], ReplicaTimes] = {}
+        prices = _prices(site, most_gpus)
+        for shape in _shapes(question, search, site, most_gpus):
+            demand = demand or demand_of(shape.serving, shape.scenario.seed)
+            columns.append(_assessed(shape, len(shapes), search, demand, times, prices, most_gpus))
+            shapes.append(shape)
+    if not shapes:
+        raise input_error("optimize", "an empty space: no layout suits the model, the machines and the GPUs there are")
+    joined = {name: np.concatenate([column[name] for column in columns]) for name in columns[0]}
+    return Layouts(shapes, **joined)  # type: ignore[arg-type]
+
+
+def _shapes(question: Question, search: OptimizeFile, site: Site, most_gpus: int) -> Iterator[Shape]:
+    """Layouts of one replica that suit the model and the machine, in a fixed order."""
+    model, hardware = site.scenario.model, site.scenario.hardware
+    price = (site.offers[0].override,) if site.offers and site.offers[0].override else ()
+    stated_gpus = question.value("gpus")
+    room = (f"gpus={most_gpus}",) if stated_gpus is not None and stated_gpus != most_gpus else ()
+    for tp in search.tp or [n for n in powers_of_two(most_gpus) if n <= max(hardware.n_gpus_scale_up, 1)]:
+        scenario = None
+        for pp in search.pp or powers_of_two(most_gpus // tp):
+            for dp in search.dp or powers_of_two(most_gpus // (tp * pp)):
+                if tp * pp * dp > most_gpus:
+                    continue
+                spreads = search.ep or (powers_of_two(tp * dp) if model.is_moe else [1])
+                for ep in spreads:
+                    layout = ServingLayout(tp, pp, dp, ep, 1)
+                    if (tp * dp) % ep or serving_layout_problems(layout, model, hardware):
+                        continue
+                    if scenario is None:
+                        degrees = zip(("tp", "pp", "dp", "ep", "replicas"), (tp, pp, dp, ep, 1), strict=True)
+                        stated = [f"serving.layout.{key}={n}" for key, n in degrees]
+                        scenario = question.scenario([*site.overrides, *price, *stated, *room])
+                    yield Shape(site, scenario, layout, room)
+
+
+def _limits(search: OptimizeFile, serving: Serving) -> tuple[Array, Array]:
+    own = serving.engine
+    seqs = search.max_num_seqs or sorted({*_SEQS, own.max_num_seqs})
+    tokens = search.max_num_batched_tokens or sorted({*_TOKENS, own.max_num_batched_tokens})
+    return np.array(seqs, dtype=np.float64), np.array(tokens, dtype=np.float64)
+
+
+def _prices(site: Site, most_gpus: int) -> tuple[Array, Ints]:
+    """Least cost of a month and the offer that has it, by the number of GPUs (index 0 is none)."""
+    if not site.offers:
+        return np.full(most_gpus + 1, np.nan), np.full(most_gpus + 1, -1)
+    table = np.array([[monthly_cost(p.money, n).total for p in site.offers] for n in range(most_gpus + 1)])
+    return table.min(axis=1), table.argmin(axis=1)
+
+
+def _assessed(
+    shape: Shape,
+    index: int,
+    search: OptimizeFile,
+    demand: Demand,
+    known: dict[tuple[int, int, int, int], ReplicaTimes],
+    prices: tuple[Array, Ints],
+    most_gpus: int,
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Columns of one shape: batch limits x replicas."""
+    s, layout, scenario = shape.serving, shape.layout, shape.scenario
+    seqs, tokens = _limits(search, s)
+    allowed = most_gpus // layout.n_gpus_per_replica
+    replicas = np.array([n for n in search.replicas or range(1, allowed + 1) if n <= allowed], dtype=np.float64)
+    t, q, r = (x.ravel() for x in np.meshgrid(tokens, seqs, replicas, indexing="ij"))
+    pairs = t >= q  # fewer tokens than sequences in an iteration is no setting
+    t, q, r = t[pairs], q[pairs], r[pairs]
+    need, kv = serving_memory_by_limits(
+        scenario.model,
+        scenario.hardware,
+        layout,
+        s.precision,
+        s.engine,
+        max_num_batched_tokens=tokens[:, None],
+        max_num_seqs=seqs[None, :],
+        max_context_tokens=s.max_context_tokens,
+        mean_context_tokens=demand.context_tokens,
+        routing=scenario.routing,
+    )
+    at = np.searchsorted(tokens, t), np.searchsorted(seqs, q)
+    kv_tokens = kv[at]
+    fits = need[at] <= scenario.hardware.device.memory_bytes * s.engine.memory_utilization_frac
+    columns: dict[str, npt.NDArray[np.generic]] = {}
+    names = ("capacity_most", "ttft_least", "tpot_least", "e2e_least",
+             "capacity", "ttft", "tpot", "e2e", "requests_per_s")  # fmt: skip
+    if fits.any():
+        key = layout.tp, layout.dp, layout.ep, int(tokens[-1])
+        if key not in known:
+            known[key] = ReplicaTimes(_table(shape, tokens, seqs), demand, int(max(tokens[-1], seqs[-1], 2)))
+        seats = np.maximum(q // layout.pp, 1.0)
+
+        def batch(context: float) -> Array:
+            """Sequences of a lane: its seats, or what the KV cache holds, whole blocks or none."""
+            return np.maximum(np.minimum(seats, np.floor(kv_tokens / layout.pp / max(context, 1.0)) + 1.0), 1.0)
+
+        stage = assess(
+            known[key],
+            s.engine,
+            tokens=t,
+            batch=batch(demand.context_low_tokens),
+            usual_batch=batch(demand.context_tokens),
+            lanes=r * layout.dp * layout.pp,
+        )
+        columns |= {name: getattr(stage, name) for name in names}
+    else:
+        columns |= {name: np.full(t.size, np.nan) for name in names}
+    n_gpus = (r * layout.n_gpus_per_replica).astype(np.int64)
+    whole = {"tokens": t, "seqs": q, "replicas": r}
+    return {
+        "shape": np.full(t.size, index),
+        **{name: values.astype(np.int64) for name, values in whole.items()},
+        "n_gpus": n_gpus,
+        "offer": prices[1][n_gpus],
+        "usd_per_month": prices[0][n_gpus],
+        "fits": fits,
+        "kv_tokens": kv_tokens,
+        **columns,
+    }
+
+
+def _table(shape: Shape, tokens: Array, seqs: Array) -> StepTable:
+    """Iteration times for the largest limits, without the sends of a pipeline."""
+    s = shape.serving
+    engine = replace(s.engine, max_num_batched_tokens=int(tokens[-1]), max_num_seqs=int(seqs[-1]))
+    layout = replace(shape.layout, pp=1)
+    scenario = shape.scenario
+    return compile_step_table(scenario.model, scenario.hardware, layout, s.precision, engine, scenario.routing)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a simulation of one layout says."""
+
+    at_percentile_s: dict[str, float]  # by target metric; missing where no request got that far
+    requests_per_s: float
+    output_tokens_per_s: float
+    keeps_up: bool
+    most_running: int  # of a replica
+    kv_peak_frac: float
+
+    def figures(self, usd_per_month: float, hours_per_month: float) -> dict[str, float | None]:
+        """As a plan names them."""
+        tokens = self.output_tokens_per_s
+        usd = None if math.isnan(usd_per_month) else usd_per_month
+        per_million = None if usd is None or tokens <= 0 else usd_per_million_tokens(usd / hours_per_month, tokens)
+        return {
+            "usd_per_month": usd,
+            "usd_per_million_output_tokens": per_million,
+            "requests_per_s": self.requests_per_s,
+            "output_tokens_per_s": tokens,
+            **{f"{name}_s": self.at_percentile_s.get(name) for name in TARGETS},
+        }
+
+
+class Simulations:
+    """Stage two: the planner's own simulation at the predicted step time; tables are kept."""
+
+    def __init__(self, layouts: Layouts) -> None:
+        self._layouts = layouts
+        self._tables: dict[tuple[int, int, int], StepTable] = {}
+
+    def deployment(self, i: int) -> Deployment:
+        """The deployment of layout ``i``."""
+        x = self._layouts
+        shape = x.shapes[x.shape[i]]
+        s = shape.serving
+        engine = replace(s.engine, max_num_batched_tokens=int(x.tokens[i]), max_num_seqs=int(x.seqs[i]))
+        serving = replace(s, layout=replace(shape.layout, replicas=int(x.replicas[i])), engine=engine)
+        scenario = shape.scenario
+        return Deployment(scenario.model, scenario.hardware, serving, scenario.routing, scenario.seed)
+
+    def run(self, i: int) -> Outcome:
+        """Simulate layout ``i``."""
+        x, deployment = self._layouts, self.deployment(i)
+        key = int(x.shape[i]), int(x.tokens[i]), int(x.seqs[i])
+        if key not in self._tables:
+            self._tables[key] = deployment.table()
+        log = deployment.run(self._tables[key], deployment.fit())
+        return outcome_of(log, deployment.serving)
+
+
+def outcome_of(log: EventLog, serving: Serving) -> Outcome:
+    """The figures by which a plan is judged, at the predicted value."""
+    warmup, slo = serving.traffic.arrivals.warmup_requests, serving.slo
+    found = metrics.serving_metrics(log, warmup, slo)
+    keep = metrics.counted(log, warmup)
+    at: dict[str, float] = {}
+    for name, values in (("ttft", metrics.ttft_s(log)), ("tpot", metrics.tpot_s(log)), ("e2e", metrics.e2e_s(log))):
+        kept = values[keep]
+        if not np.isnan(kept).all():
+            at[name] = float(np.nanpercentile(kept, slo.percentile))
+    return Outcome(
+        at_percentile_s=at,
+        requests_per_s=found.requests_per_s,
+        output_tokens_per_s=found.output_tokens_per_s,
+        keeps_up=not found.saturated and found.n_rejected == 0,
+        most_running=_most_running(log),
+        kv_peak_frac=log.kv_peak_frac,
+    )
+
+
+def _most_running(log: EventLog) -> int:
+    """Most requests between their start and their end at once, in any replica."""
+    most = 0
+    started = ~np.isnan(log.scheduled_s)
+    for replica in range(log.replica_busy_s.size):
+        mine = started & (log.replica == replica)
+        times = np.concatenate([log.scheduled_s[mine], log.finish_s[mine]])
+        change = np.concatenate([np.ones(mine.sum()), -np.ones(mine.sum())])
+        order = np.lexsort((change, times))
+        if order.size:
+            most = max(most, int(np.cumsum(change[order]).max()))
+    return most

@@ -1,0 +1,278 @@
+"""Stage one of a search: every layout of one replica shape at once, bounded and estimated without simulating.
+
+Two kinds of numbers, never mixed: *bounds* that no simulation of the same table can beat rule candidates out;
+*estimates* with a queueing correction only say what to simulate first. Equations: docs/method/search.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtri
+
+from moeplan.simulate.arrivals import draw_requests
+from moeplan.spec.scenario import Serving
+from moeplan.spec.workload import Engine
+from moeplan.steps.table import StepTable
+
+Array = npt.NDArray[np.float64]
+
+# Grids of stage one are coarser than a simulation's, and a pipeline's sends are left out: bounds give that much away.
+SLACK_FRAC = 0.03
+# What a token of a prompt may cost, in tokens of an answer: multipliers of the bound on a request's time.
+_PRICES = np.array([0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What bounds need to know of a traffic."""
+
+    rate_per_s: float | None  # None: closed loop or all at once
+    n_users: int
+    think_s: float
+    n_requests: int
+    prompt_tokens: float  # mean that must be computed; zero where prompts repeat text that may be cached
+    usual_prompt_tokens: float  # mean, whole
+    prompt_tokens_at: float  # at the percentile of the targets
+    decode_tokens: float  # mean tokens after the first
+    decode_tokens_at: float
+    context_tokens: float  # mean of the tokens' contexts
+    context_low_tokens: float
+    context_high_tokens: float
+    horizon_s: float | None  # time in which a run that meets its targets ends
+    output_tokens_total: float
+    measured_span_s: float | None
+    percentile: float
+    bounded: bool  # every request is served whole: rates and batches have bounds
+
+
+def demand_of(serving: Serving, seed: int) -> Demand:
+    """Means and percentiles of the requests that a simulation would draw."""
+    drawn, arrivals, slo = draw_requests(serving.traffic, seed), serving.traffic.arrivals, serving.slo
+    prompt, answer = drawn.input_tokens.astype(float), drawn.output_tokens.astype(float)
+    decode = np.maximum(answer - 1.0, 0.0)
+    weight = np.maximum(decode, 1e-9)
+    n = len(drawn)
+    n_stream = n if drawn.n_stream is None else drawn.n_stream
+    open_loop = arrivals.kind in ("open", "trace")
+    shares_text = drawn.hash_ids is not None
+    patient = drawn.start_timeout_s is None and drawn.finish_timeout_s is None
+    span_s = float(drawn.arrival_s[:n_stream].max()) if open_loop else 0.0
+    first = min(arrivals.warmup_requests, n_stream - 1)
+    slack_s = None if slo.tpot_s is None else (slo.ttft_s or 0.0) + float(answer.max()) * slo.tpot_s
+    measured = span_s - float(drawn.arrival_s[first]) if open_loop else 0.0
+    return Demand(
+        rate_per_s=n / span_s if open_loop and span_s > 0.0 else None,
+        n_users=drawn.n_users,
+        think_s=arrivals.think_s,
+        n_requests=n,
+        prompt_tokens=0.0 if shares_text else float(prompt.mean()),
+        usual_prompt_tokens=float(prompt.mean()),
+        prompt_tokens_at=1.0 if shares_text else float(np.percentile(prompt, slo.percentile, method="lower")),
+        decode_tokens=float(decode.mean()),
+        decode_tokens_at=float(np.percentile(decode, slo.percentile, method="lower")),
+        context_tokens=float(np.average(prompt + answer / 2.0, weights=weight)),
+        context_low_tokens=float(prompt.min()),
+        context_high_tokens=float((prompt + answer).max()),
+        horizon_s=span_s + slack_s if open_loop and slack_s is not None else None,
+        output_tokens_total=float(answer.sum()),
+        measured_span_s=measured if measured > 0.0 else None,
+        percentile=slo.percentile,
+        bounded=patient and n_stream == n,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Bounds and estimates of candidates, arrays of one shape. Times [s], rates [requests/s] of the deployment."""
+
+    capacity_most: Array  # upper bound
+    ttft_least: Array
+    tpot_least: Array
+    e2e_least: Array
+    capacity: Array  # estimates
+    ttft: Array
+    tpot: Array
+    e2e: Array
+    requests_per_s: Array
+
+
+class ReplicaTimes:
+    """Time of an iteration with ``b`` decoding sequences and ``t`` tokens, on nodes of both."""
+
+    def __init__(self, table: StepTable, demand: Demand, most_tokens: int) -> None:
+        self.demand = demand
+        corners = [x for x in (table.graph_max_tokens, table.graph_max_tokens + 1) if 1 <= x <= most_tokens]
+        nodes = np.round(np.geomspace(1, most_tokens, 2 * int(np.ceil(np.log2(most_tokens))) + 1))
+        self.nodes: Array = np.unique(np.concatenate([nodes, corners]))
+        b, t = np.concatenate([[0.0], self.nodes]), self.nodes
+        linear = np.interp(t, table.token_grid, table.linear_time_s)
+        decode = np.concatenate([[0.0], _decode_s(table, demand, self.nodes)])
+        rows = np.interp(self.nodes, table.head_rows_grid, table.head_time_s)
+        head = np.concatenate([[0.0], _kept_slope(self.nodes, table.head_rows_grid, table.head_time_s, rows)])
+        self.prompt_token_s = float(np.min(table.prefill_attention_time_s[:, 0] / table.prefill_query_grid))
+        self.new: Array = t[None, :] - b[:, None]  # prompt tokens of an iteration
+        gpu = linear[None, :] + (decode + head)[:, None] + self.prompt_token_s * np.maximum(self.new, 0.0)
+        host = (
+            table.host_step_s
+            + b[:, None] * table.host_row_s
+            + (t[None, :] > table.graph_max_tokens) * table.eager_time_s
+        )
+        wall = np.maximum(gpu, host) + table.step_overhead_s
+        self.time_s: Array = np.where(self.new >= 0.0, wall, np.inf)
+        self.decode_s: Array = np.array([self.time_s[i + 1, i] for i in range(self.nodes.size)])
+
+    def request_time_least_s(self, batch: Array, tokens: Array) -> Array:
+        """Least time of a lane that one request takes, with at most ``batch`` sequences and ``tokens`` an iteration.
+
+        A linear program's dual: whatever a decode and a prompt token are worth, an iteration gives at most so much
+        worth a second, and a request is worth so much.
+        """
+        d = self.demand
+        worth = np.arange(self.nodes.size + 1) > 0
+        b = np.concatenate([[0.0], self.nodes])
+        least = np.zeros(np.broadcast(batch, tokens).shape)
+        i = np.searchsorted(self.nodes, np.minimum(batch, self.nodes[-1])) + 1
+        j = np.searchsorted(self.nodes, np.minimum(tokens, self.nodes[-1]))
+        for price in _PRICES:
+            value = b[:, None] * worth[:, None] + price * np.maximum(self.new, 0.0)
+            ratio = np.divide(self.time_s, value, out=np.full_like(self.time_s, np.inf), where=value > 0.0)
+            best = np.minimum.accumulate(np.minimum.accumulate(ratio, axis=0), axis=1)
+            least = np.maximum(least, (d.decode_tokens + price * d.prompt_tokens) * best[i, j])
+        return least
+
+    def decode_time_least_s(self, tokens_per_s: Array, prompts_share: Array) -> Array:
+        """Least mean time per token at a decode rate of one lane, a share of whose time goes to prompts.
+
+        Little's law: the time is the mean batch over the rate, and the mean batch that a concave rate needs is least
+        when it is constant (Jensen); the Legendre transform stands for the concave hull.
+        """
+        rate = self.nodes / self.decode_s
+        slopes = np.diff(self.nodes) / np.maximum(np.diff(rate), 1e-12)
+        slopes = np.concatenate([[self.nodes[0] / rate[0]], slopes[slopes > 0.0]])
+        over = np.maximum(np.max(slopes[:, None] * rate[None, :] - self.nodes[None, :], axis=1), 0.0)
+        free = np.maximum(1.0 - prompts_share, 1e-9)
+        need = tokens_per_s / free
+        batch = np.max(slopes * need[..., None] - over, axis=-1)
+        return np.where(tokens_per_s > 0.0, free * batch / np.maximum(tokens_per_s, 1e-300), self.decode_s[0])
+
+    @property
+    def prompt_token_least_s(self) -> float:
+        """Least time one more prompt token adds to an iteration."""
+        inside = self.new[1:] > 0.0
+        extra = (self.time_s[1:] - self.decode_s[:, None])[inside] / self.new[1:][inside]
+        return float(max(0.0, extra.min())) if extra.size else 0.0
+
+    def first_token_least_s(self, tokens: Array, prompt: float) -> Array:
+        """Least time to process a prompt alone in iterations of at most ``tokens``."""
+        one = np.interp(np.minimum(prompt, tokens), self.nodes, self.time_s[0])
+        per_token = np.minimum.accumulate(self.time_s[0] / self.nodes)
+        many = prompt * per_token[np.searchsorted(self.nodes, np.minimum(tokens, self.nodes[-1]))]
+        return np.where(prompt <= tokens, one, many)
+
+
+def _decode_s(table: StepTable, demand: Demand, batch: Array) -> Array:
+    """Attention at the mean context under the lower hull in context: means over iterations cannot be less."""
+    contexts, c = table.decode_context_grid, demand.context_tokens
+    first = max(int(np.searchsorted(contexts, demand.context_low_tokens, side="right")) - 1, 0)
+    last = min(int(np.searchsorted(contexts, demand.context_high_tokens)), contexts.size - 1)
+    at = contexts[first : last + 1]
+    times = np.stack([np.interp(batch, table.decode_batch_grid, table.decode_attention_time_s[:, k])
+                      for k in range(first, last + 1)])  # fmt: skip
+    best = np.full(batch.size, np.inf)
+    for i in np.flatnonzero(at <= c):
+        for j in np.flatnonzero(at >= c):
+            w = 0.0 if at[i] == at[j] else (c - at[i]) / (at[j] - at[i])
+            best = np.minimum(best, (1.0 - w) * times[i] + w * times[j])
+    if not np.all(np.isfinite(best)):  # outside the grid: its nearest end
+        best = times[0] if c < at[0] else times[-1]
+    return best
+
+
+def _kept_slope(x: Array, grid: Array, values: Array, inside: Array) -> Array:
+    """Interpolated ``values``; above the grid the last slope, as the kernel does."""
+    slope = (values[-1] - values[-2]) / (grid[-1] - grid[-2])
+    return np.where(x > grid[-1], values[-1] + slope * (x - grid[-1]), inside)
+
+
+def assess(
+    times: ReplicaTimes, engine: Engine, *, tokens: Array, batch: Array, usual_batch: Array, lanes: Array
+) -> Stage:
+    """Bounds and estimates of candidates. The arrays broadcast.
+
+    Args:
+        tokens: most tokens of an iteration.
+        batch: most sequences a lane may run (seats, and as many as the shortest contexts let into the KV cache).
+        usual_batch: the same with the mean context.
+        lanes: independent queues of the deployment: replicas x dp x pp.
+    """
+    d, keep = times.demand, 1.0 - SLACK_FRAC
+    request_s = keep * times.request_time_least_s(batch, tokens)
+    capacity_most = np.where(request_s > 0.0, lanes / np.maximum(request_s, 1e-300), np.inf)
+    overhead_s = engine.request_overhead_s + engine.front_request_s
+    first_s = keep * times.first_token_least_s(tokens, max(d.prompt_tokens_at, 1.0)) + overhead_s
+    single_s = keep * times.decode_s[0]
+    tpot_least = np.broadcast_to(single_s, np.broadcast(request_s, lanes).shape)
+    if d.bounded and d.rate_per_s is not None and d.horizon_s is not None and d.percentile >= 50.0:
+        per_lane = d.n_requests / d.horizon_s / lanes
+        share = np.minimum(per_lane * d.prompt_tokens * times.prompt_token_least_s, 1.0)
+        tpot_least = np.maximum(tpot_least, keep * times.decode_time_least_s(per_lane * d.decode_tokens, share))
+    estimate = _estimate(times, engine, tokens, usual_batch, lanes)
+    shape = np.broadcast(capacity_most, first_s, tpot_least, estimate["ttft"]).shape
+    full = {name: np.broadcast_to(value, shape) for name, value in estimate.items()}
+    return Stage(
+        capacity_most=np.broadcast_to(capacity_most if d.bounded else np.inf, shape),
+        ttft_least=np.broadcast_to(first_s, shape),
+        tpot_least=np.broadcast_to(tpot_least, shape),
+        e2e_least=np.broadcast_to(first_s * 0.0 + overhead_s + d.decode_tokens_at * single_s, shape),
+        **full,
+    )
+
+
+def _estimate(times: ReplicaTimes, engine: Engine, tokens: Array, batch: Array, lanes: Array) -> dict[str, Array]:
+    """Steady state of one lane by balance of time, tails by normal occupancy and an exponential wait.
+
+    ``b`` sequences give rate(b) = b / (n T(b) + b p k(b)): n further tokens a request at T(b) an iteration, p prompt
+    tokens at k(b) each. The batch at the asked rate is its inverse.
+    """
+    d = times.demand
+    nodes, shape = times.nodes, np.broadcast(tokens, batch, lanes).shape
+    chunk = np.clip(np.broadcast_to(tokens, shape), 1.0, max(d.usual_prompt_tokens, 1.0))
+    found = {name: np.empty(shape) for name in ("capacity", "ttft", "tpot", "e2e", "requests_per_s")}
+    z = float(ndtri(min(max(d.percentile, 1.0), 99.9) / 100.0))
+    tail = -math.log(1.0 - min(d.percentile, 99.9) / 100.0)
+    lane = np.broadcast_to(lanes, shape)
+    seats = np.clip(np.broadcast_to(batch, shape), 1.0, nodes[-1])
+    for size in np.unique(chunk):
+        own = chunk == size
+        whole = np.interp(np.minimum(nodes + size, nodes[-1]), nodes, times.time_s[0])
+        token_s = np.maximum(whole - np.interp(nodes, nodes, times.time_s[0]), 0.0) / size
+        rate = nodes / (np.maximum(d.decode_tokens, 1e-9) * times.decode_s + nodes * d.usual_prompt_tokens * token_s)
+        rate = np.maximum.accumulate(rate)
+        most = np.interp(seats[own], nodes, rate)
+        if d.rate_per_s is not None:
+            asked = d.rate_per_s / lane[own]
+            running = np.where(asked < most, np.interp(asked, rate, nodes), seats[own])
+            running = np.where(asked < rate[0], asked / rate[0], running)
+        else:
+            running = np.minimum(seats[own], d.n_users / lane[own]) if d.n_users else seats[own]
+            asked = np.interp(np.maximum(running, 1.0), nodes, rate) * np.minimum(running, 1.0)
+        served = np.minimum(asked, most)
+        busy = np.clip(asked / most, 0.0, 0.999)
+        at = np.clip(running + z * np.sqrt(running), 1.0, seats[own])
+        prompts = np.minimum(served * d.usual_prompt_tokens * np.interp(at, nodes, token_s), 0.95)
+        tpot = np.interp(at, nodes, times.decode_s) / (1.0 - prompts)
+        prompt_s = d.prompt_tokens_at * np.interp(at, nodes, token_s) + np.interp(at, nodes, times.decode_s)
+        queue_s = prompts * d.usual_prompt_tokens * np.interp(at, nodes, token_s) / 2.0 / (1.0 - prompts) * tail
+        full_s = np.where(busy > 0.9, busy**8 / (1.0 - busy) / np.maximum(most, 1e-12) * tail, 0.0)
+        ttft = (
+            prompt_s + queue_s + full_s + tpot * (1.5 if engine.async_scheduling else 0.5) + engine.request_overhead_s
+        )
+        found["capacity"][own] = most * lane[own]
+        found["ttft"][own], found["tpot"][own] = ttft, tpot
+        found["e2e"][own] = ttft + tpot * d.decode_tokens_at
+        found["requests_per_s"][own] = served * lane[own]
+    return found
