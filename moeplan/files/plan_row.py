@@ -16,11 +16,11 @@ Cell = float | int | str | bool | None
 def plan_row(plan: Plan) -> dict[str, Cell]:
     """Columns of ``plan`` as its JSON names them ("serving.ttft_s.p90.high"), and the digest of that JSON.
 
-    Verdicts are columns by their check ("verdicts.budget.ok"); remarks and the origins of inputs are left to the JSON.
+    Verdicts are columns by their check ("verdicts.budget.ok"); sentences and origins of inputs are left to the JSON.
     """
     row: dict[str, Cell] = {}
     for verdict in plan.verdicts:
-        if verdict.check not in ("bottleneck", "comparison", "reference"):
+        if verdict.need is not None or verdict.have is not None:
             row |= {f"verdicts.{verdict.check}.{name}": getattr(verdict, name) for name in ("ok", "need", "have")}
     for field in fields(plan):
         if field.name not in ("verdicts", "provenance"):

@@ -48,7 +48,7 @@ def log_error_quantiles(error: LogError, n: int) -> np.ndarray:
 
 def hull(value: float, *others: float) -> Q:
     """Interval that spans the values a quantity takes when the model is as wrong as it may be, either way."""
-    return Q(value, min(value, *others), max(value, *others))
+    return Q(value, min((value, *others)), max((value, *others)))
 
 
 def widened(q: Q, error: LogError) -> Q:

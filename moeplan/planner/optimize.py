@@ -9,7 +9,7 @@ from pathlib import Path
 from moeplan.errors import input_error
 from moeplan.files.question import Question, ask
 from moeplan.files.schema_search import OptimizeFile
-from moeplan.planner.optimize_search import FIGURE, ServingSearch, pareto_candidates
+from moeplan.planner.optimize_search import ServingSearch, pareto_candidates
 from moeplan.planner.optimize_serving import assess_layouts
 from moeplan.planner.optimize_training import TrainingSearch
 from moeplan.planner.plan import simulate
@@ -107,8 +107,8 @@ def _result(
         closest=None if closest is None else _whole(question, closest),
         front=tuple(_whole(question, c) for c in pareto_candidates(feasible, x_axis, y_axis)),
         front_of=(x_axis, y_axis),
-        runners_up=tuple(_whole(question, c) for c in _runners_up(answer, known, FIGURE[wanted.by])),
-        binding=_binding(answer, work, FIGURE[wanted.by]),
+        runners_up=tuple(_whole(question, c) for c in _runners_up(answer, known, work.figure)),
+        binding=_binding(answer, work, work.figure),
         counts=counts,
         proven=counts.open == 0 and best is not None,
         excluded=excluded,
@@ -117,8 +117,9 @@ def _result(
 
 
 def _whole(question: Question, candidate: Candidate) -> Candidate:
-    """With the user's own overrides in front: what to give to `simulate`."""
-    return replace(candidate, overrides=(*question.overrides, *candidate.overrides))
+    """With the user's own overrides in front: what to give to `simulate`, which does not search."""
+    own = (text for text in question.overrides if not text.startswith("optimize."))
+    return replace(candidate, overrides=(*own, *candidate.overrides))
 
 
 def _runners_up(answer: Candidate | None, known: list[Candidate], figure: str) -> list[Candidate]:

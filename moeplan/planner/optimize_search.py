@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from moeplan.planner.optimize_serving import TARGETS, Layouts, Outcome, Simulations
+from moeplan.planner.optimize_serving import TARGETS, Layouts, Outcome, scenario_of, simulated
 from moeplan.planner.search_result import Candidate, Counts
 from moeplan.planner.serving_bounds import demand_of
 
@@ -23,7 +23,7 @@ FIGURE = {
     "throughput_per_dollar": "usd_per_million_output_tokens",
     "time": "makespan_s",
 }
-_FRONT = 16  # candidates of the estimated front that are simulated whatever the objective
+_FRONT = 8  # candidates of the estimated front that are simulated whatever the objective
 _KEEPS_UP_FRAC = 0.97  # of the asked rate: estimates only
 _KV_FREE_FRAC = 0.98  # a cache fuller than this may have turned a request away for a moment
 
@@ -37,8 +37,7 @@ class ServingSearch:
         self.scenario = layouts.shapes[0].scenario
         self.serving = layouts.shapes[0].serving
         self.demand = demand_of(self.serving, self.scenario.seed)
-        self.simulations = Simulations(layouts)
-        self.front_of = ("usd_per_month", "e2e_s")
+        self.front_of, self.figure = ("usd_per_month", "e2e_s"), FIGURE[by]
         self.results: dict[int, Candidate] = {}
         self.outcomes: dict[int, Outcome] = {}
         self.reused = 0
@@ -114,7 +113,7 @@ class ServingSearch:
         if i not in self.results:
             outcome = self._twin(i)
             if outcome is None:
-                outcome = self.simulations.run(i)
+                outcome = simulated(scenario_of(self.layouts, i), priced=bool(self.layouts.offer[i] >= 0))
                 self.outcomes[i] = outcome
             else:
                 self.reused += 1
@@ -146,28 +145,11 @@ class ServingSearch:
         self.closed |= (self.group == self.group[i]) & (x.replicas <= x.replicas[i])
 
     def judged(self, i: int, outcome: Outcome) -> Candidate:
-        """The checks of a plan at the predicted values."""
-        x = self.layouts
-        usd = float(x.usd_per_month[i])
-        figures = outcome.figures(usd, self.scenario.money.hours_per_month)
-        figures["makespan_s"] = (
-            self.serving.traffic.arrivals.n_requests / outcome.requests_per_s if outcome.requests_per_s > 0 else None
-        )
-        over: dict[str, float] = {}
-        if not outcome.keeps_up:
-            short = (self.rate or 0.0) / outcome.requests_per_s if outcome.requests_per_s > 0 else math.inf
-            over["load"] = max(short, 1.0 + 1e-9)
-        for name, target in self._targets().items():
-            value = outcome.at_percentile_s.get(name)
-            single = name == "tpot" and value is None and "ttft" in outcome.at_percentile_s  # one-token answers
-            over[f"slo_{name}"] = 0.0 if single else math.inf if value is None else value / target
-        if usd > self.limit_usd:
-            over["budget"] = usd / self.limit_usd
-        failed = tuple(name for name, ratio in over.items() if ratio > 1.0)
-        worst = max(over.values(), default=0.0)
-        return Candidate(
-            self.overrides(i), self.choice(i), int(x.n_gpus[i]), figures, True, not failed, failed, min(worst, 1e9)
-        )
+        """The candidate that had this outcome."""
+        failed = tuple(name for name, ratio in outcome.over.items() if ratio > 1.0)
+        worst = min(max(outcome.over.values(), default=0.0), 1e9)
+        n_gpus = int(self.layouts.n_gpus[i])
+        return Candidate(self.overrides(i), self.choice(i), n_gpus, outcome.figures, True, not failed, failed, worst)
 
     def estimated(self, i: int) -> Candidate:
         """Candidate ``i`` by stage one."""
@@ -249,7 +231,7 @@ class ServingSearch:
         return front[::step]
 
     def value(self, i: int) -> float:
-        found = self.results[i].figures.get(FIGURE[self.by])
+        found = self.results[i].figures.get(self.figure)
         return math.inf if found is None else found
 
     def best(self) -> int | None:
@@ -308,5 +290,3 @@ def pareto(a: Array, b: Array) -> npt.NDArray[np.int64]:
 
 def _known(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-

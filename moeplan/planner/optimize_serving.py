@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from moeplan import metrics
-from moeplan.costs.money import monthly_cost, usd_per_million_tokens
+from moeplan.costs.money import Usage, bill
 from moeplan.errors import input_error
 from moeplan.files.question import Question
 from moeplan.files.resolve_checks import serving_layout_problems
 from moeplan.files.schema_search import OptimizeFile
-from moeplan.planner.search_space import Site, powers_of_two
+from moeplan.planner.finance import finance
+from moeplan.planner.money import reported
+from moeplan.planner.plan import judge
+from moeplan.planner.search_space import Priced, Site, powers_of_two
+from moeplan.planner.serving import plan_serving
 from moeplan.planner.serving_bounds import Demand, ReplicaTimes, assess, demand_of
 from moeplan.simulate.deployment import Deployment
 from moeplan.simulate.serving import EventLog
 from moeplan.spec.layout import ServingLayout
+from moeplan.spec.plan import Verdict
 from moeplan.spec.scenario import Scenario, Serving
 from moeplan.steps.memory import serving_memory_by_limits
 from moeplan.steps.serving import compile_step_table
@@ -127,10 +132,17 @@ def _limits(search: OptimizeFile, serving: Serving) -> tuple[Array, Array]:
 
 
 def _prices(site: Site, most_gpus: int) -> tuple[Array, Ints]:
-    """Least cost of a month and the offer that has it, by the number of GPUs (index 0 is none)."""
+    """Least cost of a month and the offer that has it, by the number of GPUs (index 0 is none).
+
+    Energy, stored bytes and traffic, which depend on more, come on top: a lower bound.
+    """
     if not site.offers:
         return np.full(most_gpus + 1, np.nan), np.full(most_gpus + 1, -1)
-    table = np.array([[monthly_cost(p.money, n).total for p in site.offers] for n in range(most_gpus + 1)])
+
+    def month(priced: Priced, n: int) -> float:
+        return reported(bill(priced.money, Usage(n, priced.money.hours_per_month)))[1]
+
+    table = np.array([[month(priced, n) for priced in site.offers] for n in range(most_gpus + 1)])
     return table.min(axis=1), table.argmin(axis=1)
 
 
@@ -215,74 +227,69 @@ def _table(shape: Shape, tokens: Array, seqs: Array) -> StepTable:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a simulation of one layout says."""
+    """What a simulation of one layout says, at the predicted step time."""
 
-    at_percentile_s: dict[str, float]  # by target metric; missing where no request got that far
-    requests_per_s: float
-    output_tokens_per_s: float
-    keeps_up: bool
+    figures: Mapping[str, float | None]  # as a plan names them, latencies at the percentile of the targets
+    over: Mapping[str, float]  # by check: what it takes over what is allowed; above one it fails
     most_running: int  # of a replica
     kv_peak_frac: float
 
-    def figures(self, usd_per_month: float, hours_per_month: float) -> dict[str, float | None]:
-        """As a plan names them."""
-        tokens = self.output_tokens_per_s
-        usd = None if math.isnan(usd_per_month) else usd_per_month
-        per_million = None if usd is None or tokens <= 0 else usd_per_million_tokens(usd / hours_per_month, tokens)
-        return {
-            "usd_per_month": usd,
-            "usd_per_million_output_tokens": per_million,
-            "requests_per_s": self.requests_per_s,
-            "output_tokens_per_s": tokens,
-            **{f"{name}_s": self.at_percentile_s.get(name) for name in TARGETS},
+
+def scenario_of(layouts: Layouts, i: int) -> Scenario:
+    """The resolved scenario of layout ``i``."""
+    x = layouts
+    shape = x.shapes[x.shape[i]]
+    s = shape.serving
+    engine = replace(s.engine, max_num_batched_tokens=int(x.tokens[i]), max_num_seqs=int(x.seqs[i]))
+    serving = replace(s, layout=replace(shape.layout, replicas=int(x.replicas[i])), engine=engine)
+    money = shape.scenario.money if x.offer[i] < 0 else shape.site.offers[x.offer[i]].money
+    return replace(shape.scenario, serving=serving, money=money, comparison=None, references=())
+
+
+def simulated(scenario: Scenario, *, priced: bool, step_factor: float = 1.0) -> Outcome:
+    """The planner's own simulation, money and checks, without intervals, at a multiple of the predicted step time."""
+    serving = scenario.serving
+    if serving is None:
+        raise ValueError(f"{scenario.name}: does not serve")
+    deployment = Deployment(scenario.model, scenario.hardware, serving, scenario.routing, scenario.seed)
+    found = plan_serving(deployment, scenario.model_error, lambda _text: None, brief=step_factor)
+    money = finance(scenario, None, found)
+    checks = [c for c in judge(scenario, None, found, money.budget) if priced or c.check != "budget"]
+    figures: dict[str, float | None] = dict.fromkeys((*(f"{name}_s" for name in TARGETS), "requests_per_s"))
+    if found.result is not None and found.log is not None:
+        figures |= {
+            "requests_per_s": found.result.requests_per_s.value,
+            "output_tokens_per_s": found.result.output_tokens_per_s.value,
+            **_at_percentile(found.log, serving),
         }
+        rate = found.result.requests_per_s.value
+        figures["makespan_s"] = serving.traffic.arrivals.n_requests / rate if rate > 0.0 else None
+    if priced:
+        month, per_million = money.cost.usd_per_month, money.cost.usd_per_million_output_tokens
+        figures["usd_per_month"] = None if month is None else month.value
+        figures["usd_per_million_output_tokens"] = None if per_million is None else per_million.value
+    over = {check.check: over_of(check) for check in checks}
+    if found.log is None:
+        return Outcome(figures, over, 0, 0.0)
+    return Outcome(figures, over, _most_running(found.log), found.log.kv_peak_frac)
 
 
-class Simulations:
-    """Stage two: the planner's own simulation at the predicted step time; tables are kept."""
-
-    def __init__(self, layouts: Layouts) -> None:
-        self._layouts = layouts
-        self._tables: dict[tuple[int, int, int], StepTable] = {}
-
-    def deployment(self, i: int) -> Deployment:
-        """The deployment of layout ``i``."""
-        x = self._layouts
-        shape = x.shapes[x.shape[i]]
-        s = shape.serving
-        engine = replace(s.engine, max_num_batched_tokens=int(x.tokens[i]), max_num_seqs=int(x.seqs[i]))
-        serving = replace(s, layout=replace(shape.layout, replicas=int(x.replicas[i])), engine=engine)
-        scenario = shape.scenario
-        return Deployment(scenario.model, scenario.hardware, serving, scenario.routing, scenario.seed)
-
-    def run(self, i: int) -> Outcome:
-        """Simulate layout ``i``."""
-        x, deployment = self._layouts, self.deployment(i)
-        key = int(x.shape[i]), int(x.tokens[i]), int(x.seqs[i])
-        if key not in self._tables:
-            self._tables[key] = deployment.table()
-        log = deployment.run(self._tables[key], deployment.fit())
-        return outcome_of(log, deployment.serving)
+def over_of(check: Verdict) -> float:
+    """What a check takes over what it allows, or the other way round: above one exactly where it fails."""
+    if check.need is None or check.have is None or not check.need or not check.have:
+        return 0.0 if check.ok else math.inf
+    ratio = check.need / check.have
+    return min(ratio, 1.0 / ratio) if check.ok else max(ratio, 1.0 / ratio, 1.0 + 1e-9)
 
 
-def outcome_of(log: EventLog, serving: Serving) -> Outcome:
-    """The figures by which a plan is judged, at the predicted value."""
-    warmup, slo = serving.traffic.arrivals.warmup_requests, serving.slo
-    found = metrics.serving_metrics(log, warmup, slo)
-    keep = metrics.counted(log, warmup)
-    at: dict[str, float] = {}
-    for name, values in (("ttft", metrics.ttft_s(log)), ("tpot", metrics.tpot_s(log)), ("e2e", metrics.e2e_s(log))):
-        kept = values[keep]
-        if not np.isnan(kept).all():
-            at[name] = float(np.nanpercentile(kept, slo.percentile))
-    return Outcome(
-        at_percentile_s=at,
-        requests_per_s=found.requests_per_s,
-        output_tokens_per_s=found.output_tokens_per_s,
-        keeps_up=not found.saturated and found.n_rejected == 0,
-        most_running=_most_running(log),
-        kv_peak_frac=log.kv_peak_frac,
-    )
+def _at_percentile(log: EventLog, serving: Serving) -> dict[str, float | None]:
+    keep = metrics.counted(log, serving.traffic.arrivals.warmup_requests)
+    found: dict[str, float | None] = {}
+    for name, values in (("ttft", metrics.ttft_s), ("tpot", metrics.tpot_s), ("e2e", metrics.e2e_s)):
+        kept = values(log)[keep]
+        known = not np.isnan(kept).all()
+        found[f"{name}_s"] = float(np.nanpercentile(kept, serving.slo.percentile)) if known else None
+    return found
 
 
 def _most_running(log: EventLog) -> int:

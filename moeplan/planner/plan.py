@@ -34,7 +34,7 @@ def simulate(scenario: Scenario, *, progress: Say | None = None) -> Plan:
     if part is None:
         raise ValueError(f"{scenario.name}: neither serving nor training")
     money = finance(scenario, training, serving)
-    checks = _checks(scenario, training, serving, money.budget)
+    checks = judge(scenario, training, serving, money.budget)
     plan = Plan(
         moeplan=__version__,
         scenario=scenario.name,
@@ -81,9 +81,10 @@ def _plan_training(scenario: Scenario, training: Training, say: Say) -> Training
     )
 
 
-def _checks(
+def judge(
     scenario: Scenario, training: TrainingOutcome | None, serving: ServingOutcome | None, budget: BudgetResult | None
 ) -> list[Verdict]:
+    """Every check of a plan whose parts have been simulated."""
     checks: list[Verdict] = []
     if scenario.training is not None and training is not None:
         fix = None

@@ -38,12 +38,14 @@ class ServingOutcome:
     time_breakdown: Mapping[str, float]  # mean iteration of the simulation [s]
     tier: Tier
     use: Use | None = None  # of a GPU by the mean iteration
+    log: EventLog | None = None  # the simulation at the predicted step time
 
 
-def plan_serving(deployment: Deployment, error: ModelError, say: Say) -> ServingOutcome:
+def plan_serving(deployment: Deployment, error: ModelError, say: Say, *, brief: float | None = None) -> ServingOutcome:
     """Simulate the deployment at the predicted step time and at both ends of its interval.
 
-    Queueing makes latency a steep function of step time, so the ends are simulated, not scaled.
+    Queueing makes latency a steep function of step time, so the ends are simulated, not scaled. ``brief``: only at
+    this multiple of the predicted step time, as a search compares values; no capacity, no sample of the routing.
     """
     serving = deployment.serving
     tier = tier_of(deployment)
@@ -51,10 +53,10 @@ def plan_serving(deployment: Deployment, error: ModelError, say: Say) -> Serving
     if not fit.fits:
         return ServingOutcome(fit, None, {}, None, {}, tier)
     say("simulating requests (the first run on a machine compiles the kernel, which takes up to a minute)")
-    tables = tables_at_ends(deployment, error, tier)
+    tables = tables_at_ends(deployment, error, tier) if brief is None else [scaled_table(deployment.table(), brief)]
     logs = [deployment.run(table, fit) for table in tables]
     say("finding the most it could serve")
-    capacities = [_capacity_requests_per_s(t, deployment, fit) for t in tables]
+    capacities = [] if brief is not None else [_capacity_requests_per_s(t, deployment, fit) for t in tables]
     result, slo_latency = _result(logs, capacities, deployment, error, tier)
     iteration = _mean_iteration(logs[0], serving)
     parts = step_parts_s(deployment.step, iteration) if iteration.n_tokens > 0 else {}
@@ -62,10 +64,11 @@ def plan_serving(deployment: Deployment, error: ModelError, say: Say) -> Serving
         fit=fit,
         result=result,
         slo_latency_s=slo_latency,
-        routing=_routing(deployment, iteration),
+        routing=None if brief is not None else _routing(deployment, iteration),
         time_breakdown=parts,
         tier=tier,
         use=serving_use(deployment.step, fit, iteration, sum(parts.values())) if parts else None,
+        log=logs[0],
     )
 
 
@@ -162,7 +165,7 @@ def _result(
         e2e_s=latencies("e2e"),
         utilization_frac=share(lambda m: min(1.0, m.utilization_frac)),
         capacity_requests_per_s=rate_interval(known, error, tier, flat_out=True)
-        if len(known) == len(capacities)
+        if known and len(known) == len(capacities)
         else None,
         n_requests_simulated=mid.n_counted,
         n_requests_rejected=mid.n_rejected,

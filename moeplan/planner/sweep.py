@@ -16,7 +16,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moeplan.errors import InputError, MoeplanError, input_error
@@ -105,9 +105,10 @@ def _evaluated(
     todo = [i for i in range(len(points)) if i not in found]
     if progress is not None:
         progress(len(found), len(points))
-    pool = _Pool(executor, jobs, scheduler, len(todo))
+    pool = Pool(executor, jobs, scheduler, len(todo))
     with pool.opened():
-        for point in pool.run(question, [(i, points[i]) for i in todo]):
+        for point in pool.run([(i, points[i]) for i in todo], question.scenario):
+            point = replace(point, overrides=(*question.overrides, *point.overrides))
             if journal is not None:
                 journal.add(point)
             found[point.index] = point
@@ -121,7 +122,7 @@ def evaluate(scenario: Scenario) -> dict[str, Cell]:
     return plan_row(simulate(scenario))
 
 
-class _Pool:
+class Pool:
     """Points to workers and back, whatever the executor; a pool of our own is started again when a worker dies."""
 
     def __init__(self, executor: Executor | None, jobs: int | None, scheduler: str | None, n_points: int) -> None:
@@ -156,8 +157,11 @@ class _Pool:
         # spawned: a fork would inherit the threads of numeric libraries
         return ProcessPoolExecutor(self._jobs, mp_context=multiprocessing.get_context("spawn"))
 
-    def run(self, question: Question, todo: Sequence[_Ask]) -> Iterator[SweepPoint]:
-        """Points as they finish. A point that was running when a worker died runs again, alone."""
+    def run(self, todo: Sequence[_Ask], resolve: Callable[[tuple[str, ...]], Scenario]) -> Iterator[SweepPoint]:
+        """Points as they finish, resolved here and simulated there.
+
+        A point that was running when a worker died runs again, alone.
+        """
         queue, suspects = deque(todo), deque[_Ask]()
         deaths: dict[int, int] = {}
         running: dict[Future[dict[str, Cell]], _Ask] = {}
@@ -165,9 +169,9 @@ class _Pool:
             while (suspects or queue) and len(running) < (1 if deaths else self._ahead):
                 index, own = (suspects or queue).popleft()
                 try:
-                    scenario = question.scenario(own)
+                    scenario = resolve(own)
                 except InputError as error:
-                    yield SweepPoint(index, (*question.overrides, *own), error=str(error))
+                    yield SweepPoint(index, own, error=str(error))
                     continue
                 running[self._submitted(scenario)] = index, own
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -182,7 +186,7 @@ class _Pool:
                     deaths[index] = deaths_now
                     suspects.append((index, own))
                 else:
-                    yield _point(index, (*question.overrides, *own), future, error)
+                    yield _point(index, own, future, error)
             if broken:  # what else was running may be the cause as well
                 suspects.extend(running.values())
                 deaths |= {index: 1 for index, _ in running.values()}

@@ -49,10 +49,12 @@ def plan_training(
     deadline_s: float | None = None,
     seed: int = 0,
     require_fit: bool = True,
+    brief: bool = False,
 ) -> TrainingOutcome:
     """One step from the operation costs, and the run of all steps with its failures.
 
     ``require_fit`` false times the step also where the memory model says that it does not fit: for runs that happened.
+    ``brief``: no sample of the routing, as a search does without.
     """
     tier = training_tier(model, hardware, training)
     fit = training_memory(model, hardware, training.layout, training.work, routing)
@@ -67,7 +69,7 @@ def plan_training(
     return TrainingOutcome(
         fit=fit,
         result=_result(step, n_steps, from_log_error(step.step_time_s, log_error), run),
-        routing=_routing(model, hardware, training, routing),
+        routing=None if brief else _routing(model, hardware, training, routing),
         time_breakdown=step.breakdown,
         tier=tier,
         wall_samples_s=walls,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from moeplan.errors import printable
 from moeplan.files.plan_row import Cell
+from moeplan.planner.sensitivity import Sensitivity
 from moeplan.planner.sweep import Sweep
 
 _SHOWN = 40  # rows of a sweep on a terminal; the rest is in the results file
@@ -32,7 +32,7 @@ def print_sweep(sweep: Sweep, console: Console, out: Path | None) -> None:
     """What varied and the main figures of every point; failures by their reason."""
     rows = [point for point in sweep.points if point.error is None]
     shown = [(key, head) for key, head in _COLUMNS if any(p.row.get(key) is not None for p in rows)]
-    table = _table(*sweep.varied, *(head for _, head in shown))
+    table = table_of(*(path.rpartition(".")[2] for path in sweep.varied), *(head for _, head in shown))
     for point in rows[:_SHOWN]:
         values = dict(text.partition("=")[::2] for text in point.overrides)
         cells = [printable(values.get(path, ""), 40) for path in sweep.varied]
@@ -48,6 +48,54 @@ def print_sweep(sweep: Sweep, console: Console, out: Path | None) -> None:
         console.print(Text(f"{n} of {len(sweep.points)} points failed: {printable(reason, 400)}", style="red"))
     if out is not None:
         console.print(Text(f"{len(sweep.points)} points in {out}"))
+
+
+_BAR = 24  # characters of the longest bar
+
+
+def print_sensitivity(study: Sensitivity, console: Console) -> None:
+    """What moves the figure most, first."""
+
+    def write(value: float | None) -> str:
+        return cell_text(f"{study.of}.", value)
+
+    if study.base is not None:
+        span = ""
+        if study.base_low is not None and study.base_high is not None and study.base_low < study.base_high:
+            span = f" (90 % sure: {write(study.base_low)} to {write(study.base_high)})"
+        console.print(Text(f"{study.scenario}: {study.of} is {write(study.base)}{span}", "bold"))
+    if study.bars:
+        most = max(bar.swing for bar in study.bars) or 1.0
+        table = table_of("one at a time", "from", "to", "gives", "and", "swing")
+        for bar in study.bars:
+            length = round(_BAR * bar.swing / most)
+            ends = (write(bar.low), write(bar.high))
+            table.add_row(bar.factor, bar.low_setting, bar.high_setting, *ends, "#" * length or ".")
+        console.print(table)
+    if study.effects:
+        table = table_of("Morris", "mean |effect|", "mean effect", "spread: interactions, curves")
+        for e in study.effects:
+            table.add_row(e.factor, write(e.mu_star), write(e.mu), write(e.sigma))
+        console.print(table)
+    if study.indices:
+        table = table_of("share of variance", "alone", "90 % sure", "with interactions", "90 % sure")
+        for i in study.indices:
+            alone, whole = (f"{low:.2f} to {high:.2f}" for low, high in
+                            ((i.first_low, i.first_high), (i.total_low, i.total_high)))  # fmt: skip
+            table.add_row(i.factor, f"{i.first:.2f}", alone, f"{i.total:.2f}", whole)
+        console.print(table)
+    if study.parts:
+        table = table_of("without a part of the model", "", study.of.rpartition(".")[2], "change")
+        for part in study.parts:
+            change = "-" if part.change_frac is None else f"{part.change_frac:+.1%}"
+            table.add_row(part.name, part.what, write(part.value), change)
+        console.print(table)
+    for flip in study.flips:
+        console.print(Text(f"{flip.path}: {flip.text}."))
+    for bar in study.bars:
+        if bar.note and bar.factor != "the model itself":
+            console.print(Text(f"{bar.factor}: {printable(bar.note, 300)}"))
+    console.print(Text(f"{study.n_runs} plans, all with the same random numbers."))
 
 
 def cell_text(path: str, value: Cell) -> str:
@@ -73,8 +121,9 @@ def seconds(value: float) -> str:
     return f"{value * 1e3:.3g} ms"
 
 
-def _table(*heads: str, right: Sequence[str] = ()) -> Table:
+def table_of(*heads: str) -> Table:
+    """An empty table in the house's style."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for head in heads:
-        table.add_column(head, justify="right" if head in right else "left")
+        table.add_column(head)
     return table
