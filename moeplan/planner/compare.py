@@ -11,12 +11,13 @@ from pathlib import Path
 
 from moeplan.errors import InputError, input_error
 from moeplan.files.question import Question, ask
+from moeplan.files.search_section import read_search
 from moeplan.planner.intervals import exact
 from moeplan.planner.optimize import search
 from moeplan.planner.optimize_serving import simulated
 from moeplan.planner.plan import simulate
 from moeplan.planner.search_result import Candidate, Search
-from moeplan.planner.search_space import NO_PRICE, read_search
+from moeplan.planner.search_space import NO_PRICE
 from moeplan.planner.serving import tier_of
 from moeplan.simulate.deployment import Deployment
 from moeplan.spec.plan import Plan, Q

@@ -9,12 +9,13 @@ from pathlib import Path
 from moeplan.errors import input_error
 from moeplan.files.question import Question, ask
 from moeplan.files.schema_search import OptimizeFile
+from moeplan.files.search_section import read_search
 from moeplan.planner.optimize_search import ServingSearch, pareto_candidates
 from moeplan.planner.optimize_serving import assess_layouts
 from moeplan.planner.optimize_training import TrainingSearch
 from moeplan.planner.plan import simulate
 from moeplan.planner.search_result import Candidate, Search
-from moeplan.planner.search_space import NO_PRICE, Site, read_search, sites
+from moeplan.planner.search_space import NO_PRICE, Site, sites
 from moeplan.spec.plan import Plan
 
 Told = Callable[[int, int], None]

@@ -48,7 +48,8 @@ class ServingSearch:
         self.least: Array = self._objective(bound=True)
         self.closed: Mask = np.zeros(len(x), dtype=np.bool_)  # shown to fail by fewer or equal replicas' failure
         with np.errstate(invalid="ignore", divide="ignore"):
-            self.over: Array = self._estimated_over()
+            self.ratios = self._estimated_ratios()
+        self.over: Array = np.max(list(self.ratios.values()), axis=0)
         group = np.stack([x.shape, x.tokens, x.seqs])
         _, self.group = np.unique(group, axis=1, return_inverse=True)
 
@@ -71,15 +72,14 @@ class ServingSearch:
             out = out | (getattr(x, f"{name}_least") > target)
         return np.asarray(out, dtype=np.bool_)
 
-    def _estimated_over(self) -> Array:
-        """Largest ratio of an estimate to its limit; above one stage one expects a failure."""
+    def _estimated_ratios(self) -> dict[str, Array]:
+        """By check: stage one's estimate over the limit; above one it expects a failure."""
         x = self.layouts
-        over = np.zeros(len(x))
+        ratios = {"budget": np.nan_to_num(x.usd_per_month, nan=0.0) / self.limit_usd}
         if self.rate is not None:
-            over = np.maximum(over, _KEEPS_UP_FRAC * self.rate / x.requests_per_s)
-        for name, target in self._targets().items():
-            over = np.maximum(over, getattr(x, name) / target)
-        return np.where(np.isnan(over), np.inf, over)
+            ratios["load"] = _KEEPS_UP_FRAC * self.rate / x.requests_per_s
+        ratios |= {f"slo_{name}": getattr(x, name) / target for name, target in self._targets().items()}
+        return {name: np.where(np.isnan(ratio), np.inf, ratio) for name, ratio in ratios.items()}
 
     def _objective(self, *, bound: bool) -> Array:
         """What is minimised: its lower bound, or its estimate."""
@@ -158,7 +158,8 @@ class ServingSearch:
         figures |= {f"{name}_s": _known(getattr(x, name)[i]) for name in TARGETS}
         figures["requests_per_s"] = _known(x.requests_per_s[i])
         over = min(float(self.over[i]), 1e9)
-        return Candidate(self.overrides(i), self.choice(i), int(x.n_gpus[i]), figures, False, False, (), over)
+        failed = tuple(name for name, ratio in self.ratios.items() if ratio[i] > 1.0)
+        return Candidate(self.overrides(i), self.choice(i), int(x.n_gpus[i]), figures, False, False, failed, over)
 
     # ---- what a candidate is
 

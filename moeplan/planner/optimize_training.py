@@ -100,17 +100,19 @@ class TrainingSearch:
             seed=scenario.seed,
             brief=True,
         )
-        money = finance(scenario, found, None)
-        checks = [c for c in judge(scenario, found, None, money.budget) if priced or c.check != "budget"]
-        over = {check.check: over_of(check) for check in checks}
-        failed = tuple(name for name, ratio in over.items() if ratio > 1.0)
         figures: dict[str, float | None] = {"total_usd": None, "wall_time_s": None, "step_time_s": None}
-        if found.result is not None:
+        if found.result is None:
+            over = {"memory": found.fit.need_bytes / found.fit.available_bytes}
+        else:
+            money = finance(scenario, found, None)
+            checks = [c for c in judge(scenario, found, None, money.budget) if priced or c.check != "budget"]
+            over = {check.check: over_of(check) for check in checks}
             total = money.cost.total_usd
             figures["total_usd"] = total.value if priced and total is not None else None
             figures["wall_time_s"] = found.result.wall_time_s.value
             figures["step_time_s"] = found.result.step_time_s.value
             figures["mfu_frac"] = found.result.mfu_frac.value
+        failed = tuple(name for name, ratio in over.items() if ratio > 1.0)
         worst = min(max(over.values(), default=0.0), 1e9)
         return Candidate(self.overrides(i), self.choice(i), run.layout.n_gpus, figures, True, not failed, failed, worst)
 
@@ -170,13 +172,15 @@ class TrainingSearch:
 
     def most_hopeful(self) -> list[Candidate]:
         """The run that its bounds leave least far off; none where nothing fits."""
-        over = np.maximum(self.wall_least / self.deadline_s, self.usd_least / self.limit_usd)
+        ratios = {"deadline": self.wall_least / self.deadline_s, "budget": self.usd_least / self.limit_usd}
+        over = np.maximum(ratios["deadline"], ratios["budget"])
         fits = np.flatnonzero(self.fits)
         if not fits.size:
             return []
         i = int(fits[np.argmin(over[fits])])
+        failed = tuple(name for name, ratio in ratios.items() if ratio[i] > 1.0)
         figures: dict[str, float | None] = {"wall_time_s": float(self.wall_least[i])}
-        return [Candidate(self.overrides(i), self.choice(i), self.runs[i].layout.n_gpus, figures, False, False, (),
+        return [Candidate(self.overrides(i), self.choice(i), self.runs[i].layout.n_gpus, figures, False, False, failed,
                           float(over[i]))]  # fmt: skip
 
     def counts(self) -> Counts:

@@ -7,13 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from pydantic import ValidationError
-
 from moeplan.errors import InputError, input_error
 from moeplan.files.price_catalog import load_offer, offer_row, offers_for
 from moeplan.files.question import Question
 from moeplan.files.schema_search import OptimizeFile
-from moeplan.files.schema_walk import problems_of
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.prices import Money, Offer
@@ -42,16 +39,6 @@ class Site:
     hardware: str
     formats: str
     gpus: int | None  # that the scenario states, in `gpus` or by its layout, on its own hardware
-
-
-def read_search(question: Question) -> OptimizeFile:
-    """The checked `optimize` section. Raises InputError with every problem of it."""
-    node = question.tree.child("optimize")
-    data = {} if node is None else node.plain()
-    try:
-        return OptimizeFile.model_validate(data)
-    except ValidationError as error:
-        raise InputError(problems_of(error, question.tree, ("optimize",))) from error
 
 
 def sites(question: Question, search: OptimizeFile, *, training: bool) -> tuple[list[Site], dict[str, str]]:

@@ -1,0 +1,233 @@
+"""``moeplan optimize``: against trying everything, its bounds, its proof, and spaces without an answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scenario_files import SERVING, TRAINING, run
+
+import moeplan
+from moeplan.files.load import load
+from moeplan.files.plan_json import plan_to_json
+from moeplan.files.question import ask
+from moeplan.files.search_section import read_search
+from moeplan.planner.optimize import optimize
+from moeplan.planner.optimize_search import ServingSearch, pareto
+from moeplan.planner.optimize_serving import assess_layouts, scenario_of, simulated
+from moeplan.planner.optimize_training import TrainingSearch
+from moeplan.planner.plan import simulate
+from moeplan.planner.search_space import sites
+from moeplan.steps.memory import serving_memory, serving_memory_by_limits
+
+SMALL = SERVING.replace("    output_tokens: 200\n", "    output_tokens: 200\n    requests: 300\n").replace(
+    "gpus: 8\n", ""
+)
+SPACE = [
+    "optimize.gpus=4",
+    "optimize.hardware=[h100-sxm, l40s]",
+    "optimize.precision=[native, fp8]",
+    "optimize.max_num_seqs=[16, 64]",
+    "optimize.max_num_batched_tokens=[2048, 8192]",
+    "optimize.pp=[1, 2]",
+]
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Path:
+    path = tmp_path / "serve.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Path:
+    path = tmp_path / "train.yaml"
+    path.write_text(TRAINING)
+    return path
+
+
+def everything(path: Path, overrides: list[str]) -> ServingSearch:
+    """Every layout that fits, simulated, whatever bounds say."""
+    question = ask(path, overrides)
+    wanted = read_search(question)
+    found, _ = sites(question, wanted, training=False)
+    search = ServingSearch(assess_layouts(question, wanted, found, 4), wanted.by, 10**6, lambda _done, _most: None)
+    for i in np.flatnonzero(search.layouts.fits):
+        outcome = simulated(scenario_of(search.layouts, int(i)), priced=True)
+        search.results[int(i)] = search.judged(int(i), outcome)
+    return search
+
+
+def test_as_good_as_trying_everything(serving: Path) -> None:
+    few = ["optimize.pp=[1]", "optimize.precision=[native]", "optimize.max_num_batched_tokens=[8192]"]
+    _as_good_as_everything(serving, [*SPACE, *few], "12 req/s", "20 ms", "cost")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rate", "tpot", "by"),
+    [("2 req/s", "40 ms", "cost"), ("30 req/s", "50 ms", "cost"), ("12 req/s", "12 ms", "cost"),
+     ("12 req/s", "30 ms", "throughput_per_dollar"), ("6 req/s", "30 ms", "latency")],
+)  # fmt: skip
+def test_as_good_as_trying_everything_in_a_larger_space(serving: Path, rate: str, tpot: str, by: str) -> None:
+    _as_good_as_everything(serving, SPACE, rate, tpot, by)
+
+
+def _as_good_as_everything(serving: Path, space: list[str], rate: str, tpot: str, by: str) -> None:
+    asked = [*space, f"serving.traffic.rate={rate}", f"serving.slo.tpot={tpot}", f"optimize.by={by}"]
+    asked.append("budget=50000 USD/month")
+    tried = everything(serving, asked)
+    best, found = tried.best(), optimize(serving, asked)
+    assert (best is None) == (found.best is None)
+    if best is None or found.best is None:
+        return
+    assert found.proven
+    assert found.best.figures[tried.figure] == pytest.approx(tried.value(best), rel=1e-12)
+    if by == "cost":
+        assert found.counts.simulated < found.counts.layouts / 4, "the bounds rule most of it out"
+    x = tried.layouts
+    for i, candidate in tried.results.items():  # what no simulation may beat
+        figures = candidate.figures
+        assert figures["requests_per_s"] <= 1.1 * max(x.capacity_most[i], 0.0)
+        for name in ("ttft", "e2e"):
+            assert figures[f"{name}_s"] is None or figures[f"{name}_s"] >= getattr(x, f"{name}_least")[i] * (1 - 1e-9)
+        if candidate.feasible:
+            assert figures["tpot_s"] >= x.tpot_least[i] * (1 - 1e-9)
+            assert tried.possible[i], "nothing feasible is ruled out"
+
+
+def test_the_answer_asked_again_gives_the_same_bytes_and_the_same_search(serving: Path) -> None:
+    found = optimize(serving, SPACE)
+    assert found.best is not None
+    again = simulate(load(serving, found.best.overrides))
+    assert plan_to_json(again) == plan_to_json(found.plan)
+    assert again.serving.ttft_s.p90.value == found.best.figures["ttft_s"]
+    assert again.cost.usd_per_month.value == found.best.figures["usd_per_month"]
+    options = ["--gpus", "4", "--hardware", "h100-sxm,l40s", "--precision", "native,fp8"]
+    rest = [part for text in SPACE[3:] for part in ("--set", text)]
+    shown = run("optimize", serving, *options, *rest, "--json")
+    assert shown.exit_code == 0, shown.output
+    tree = json.loads(shown.stdout)
+    assert tree["best"]["overrides"] == list(found.best.overrides)
+    assert tree["counts"]["layouts"] == found.counts.layouts
+    assert moeplan.optimize(serving, SPACE) == found
+    c = found.counts
+    assert c.layouts == c.do_not_fit + c.ruled_out + c.cannot_be_better + c.as_another + c.simulated + c.open
+    costs = [candidate.figures["usd_per_month"] for candidate in found.front]
+    times = [candidate.figures["e2e_s"] for candidate in found.front]
+    assert costs == sorted(costs)
+    assert times == sorted(times, reverse=True)
+    assert "Nothing better is in the space" in run("optimize", serving, *options, *rest).stdout
+
+
+def test_training_as_good_as_timing_every_run(training: Path) -> None:
+    asked = [
+        "optimize.gpus=8",
+        "optimize.micro_batch=[1, 2]",
+        "optimize.recompute=[none, full]",
+        "optimize.tp=[1, 2]",
+        "optimize.pp=[1, 2]",
+    ]
+    question = ask(training, asked)
+    wanted = read_search(question)
+    found, _ = sites(question, wanted, training=True)
+    tried = TrainingSearch(question, wanted, found, 8, lambda _done, _most: None)
+    for i in range(len(tried.runs)):
+        tried.results[i] = tried._timed(i)
+        figures = tried.results[i].figures
+        if figures["wall_time_s"] is not None:
+            assert tried.fits[i], "what runs is not ruled out by memory"
+            assert figures["wall_time_s"] >= tried.wall_least[i] * (1 - 1e-9)
+            assert figures["total_usd"] >= tried.usd_least[i] * (1 - 1e-9) - 0.01
+    best, answer = tried.best(), optimize(training, asked)
+    assert answer.proven
+    assert answer.counts.simulated < len(tried.runs) / 2
+    assert answer.best.figures["total_usd"] == tried.value(best)
+    again = simulate(load(training, answer.best.overrides))
+    assert plan_to_json(again) == plan_to_json(answer.plan)
+    assert again.cost.total_usd.value == answer.best.figures["total_usd"]
+
+
+def test_targets_nobody_meets_say_how_far_off(serving: Path) -> None:
+    result = run("optimize", serving, "--gpus", "2", "--set", "serving.slo.tpot=1 ms")
+    assert (result.exit_code, "none of" in result.stdout, "slo_tpot" in result.stdout) == (3, True, True)
+    tree = json.loads(run("optimize", serving, "--gpus", "2", "--set", "serving.slo.tpot=1 ms", "--json").stdout)
+    assert tree["best"] is None
+    assert tree["closest"]["worst_over"] > 1.5
+    tight = run("optimize", serving, "--gpus", "2", "--set", "budget=100 USD/month", "--json")
+    assert (tight.exit_code, json.loads(tight.stdout)["best"]) == (3, None)
+    small = run("optimize", serving, "--gpus", "1", "--hardware", "l40s", "--json")
+    assert (small.exit_code, json.loads(small.stdout)["closest"]) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimize.tp=[3]", "an empty space"),
+        ("optimize.tp=[16]", "an empty space"),
+        ("optimize.hardware=[]", "empty list"),
+        ("optimize.hardware=[h1000]", "unknown hardware"),
+        ("optimize.by=beauty", "unknown value"),
+        ("optimize.precison=[fp8]", "unknown key"),
+        ("optimize.offers=[nobody/none]", "unknown offer"),
+        ("optimize.lowest_precision=fp32", "leave nothing to choose from"),
+        ("optimize.lowest_top_k=64", "leave nothing to choose from"),
+        ("optimize.top_k=[500]", "more experts than a token can choose from"),
+    ],
+)
+def test_spaces_without_a_candidate(serving: Path, override: str, said: str) -> None:
+    result = run("optimize", serving, "--set", override)
+    assert (result.exit_code, said in result.stderr) == (2, True), result.output
+
+
+def test_limits_of_quality_provider_and_region(serving: Path) -> None:
+    asked = [*SPACE, "optimize.lowest_precision=bf16", "optimize.top_k=[4, 8]", "optimize.lowest_top_k=8"]
+    found = optimize(
+        serving, [*asked, "optimize.providers=[nebius]", "optimize.regions=[eu-north1]", "optimize.spot=true"]
+    )
+    assert found.best is not None
+    assert "fp8" not in found.best.choice["formats"]
+    assert found.best.choice["offer"].startswith("nebius/")
+    assert found.best.choice["offer"].endswith("/spot")
+    assert any("fewest allowed" in why for why in found.excluded.values())
+    assert any("lowest allowed" in why for why in found.excluded.values())
+    fewer = optimize(serving, ["optimize.top_k=[2]", "optimize.gpus=1"])
+    assert simulate(load(serving, fewer.best.overrides)).provenance["model_notes"][-1].endswith("2, by the scenario")
+
+
+def test_a_lifecycle_is_two_searches() -> None:
+    path = Path(__file__).parents[2] / "scenarios/lifecycle-finetune-serve.yaml"
+    result = run("optimize", path)
+    assert (result.exit_code, "two searches" in result.stderr) == (2, True)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))
+def test_pareto_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    a, b = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+    front = {(a[i], b[i]) for i in pareto(a, b)}
+    beaten = {p for p in points if any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
+    assert front == set(points) - beaten
+
+
+@pytest.mark.parametrize("overrides", [[], ["serving.layout.tp=2", "serving.layout.dp=2", "serving.layout.ep=4"]])
+def test_memory_at_many_limits_is_memory_at_each(serving: Path, overrides: list[str]) -> None:
+    scenario = load(serving, overrides)
+    s = scenario.serving
+    tokens, seqs = np.array([2048.0, 8192.0, 16384.0]), np.array([16.0, 256.0, 1024.0])
+    common = {"max_context_tokens": s.max_context_tokens, "mean_context_tokens": 1000.0}
+    need, kv = serving_memory_by_limits(
+        scenario.model, scenario.hardware, s.layout, s.precision, s.engine,
+        max_num_batched_tokens=tokens[:, None], max_num_seqs=seqs[None, :], **common,
+    )  # fmt: skip
+    for i, t in enumerate(tokens):
+        for j, q in enumerate(seqs):
+            changed = [f"serving.engine.max_num_batched_tokens={t:.0f}", f"serving.engine.max_num_seqs={q:.0f}"]
+            engine = load(serving, [*overrides, *changed]).serving.engine
+            fit = serving_memory(scenario.model, scenario.hardware, s.layout, s.precision, engine, **common)
+            assert need[i, j] == pytest.approx(fit.need_bytes, rel=1e-12)
+            assert kv[i, j] == pytest.approx(fit.kv_capacity_tokens, rel=1e-12)
