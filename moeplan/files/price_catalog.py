@@ -228,7 +228,7 @@ def _read(file: str) -> tuple[Mapping[str, str], ...]:
 def quotes_path(file: str) -> Path:
     """Where the user's rows of ``file`` are kept: ``$XDG_DATA_HOME/moeplan/prices``, by default in ~/.local/share."""
     base = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "moeplan" / "prices" / file
+    return Path(base or os.path.expanduser("~/.local/share")) / "moeplan" / "prices" / file
 
 
 def _own_rows(file: str, path: Path) -> tuple[Mapping[str, str], ...]:

@@ -123,8 +123,11 @@ def _commitment(rs: Resolving, price: PriceFile | None, loc: Loc, target: str) -
 
 def _ownership(rs: Resolving, own: OwnFile, loc: Loc, hardware: Hardware) -> Ownership | None:
     power_w = own.power
-    if power_w is None and hardware.allin_power_w_per_gpu is None and hardware.host.power_w is None:
-        what = f"missing key: the profile of {hardware.slug} states no power of the machine around the GPU"
+    around = hardware.allin_power_w_per_gpu is not None or hardware.host.power_w is not None
+    if power_w is None and (not around or hardware.device.tdp_w is None):
+        what = (
+            f"missing key: the profile of {hardware.slug} does not state the power of the GPU and the machine around it"
+        )
         rs.problem((*loc, "power"), what, hint="state the draw per GPU with its host's share")
     price = own.electricity
     if isinstance(price, str):

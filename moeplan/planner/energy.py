@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moeplan.costs.energy import POWER_SPREAD_FRAC, device_power_w, energy_j, meter_power_w, power_in
+from moeplan.planner.intervals import exact
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.plan import EnergyResult, Q
 from moeplan.spec.prices import Facility, Money
@@ -22,11 +23,13 @@ class Power:
 
 
 def mean_power(use: Use | None, busy_frac: Q, hardware: Hardware, facility: Facility, money: Money) -> Power | None:
-    """None where nothing ran, or the profile states no power limit."""
+    """None where nothing ran, or nobody states a power: no limit in the profile, no power of owned hardware."""
     limit_w = hardware.device.tdp_w
+    stated_w = None if money.ownership is None else money.ownership.power_w
+    if use is not None and limit_w is None and stated_w is not None:
+        return Power(exact(stated_w * facility.pue), "stated power at every load, PUE; no power limit in the profile")
     if use is None or limit_w is None:
         return None
-    stated_w = None if money.ownership is None else money.ownership.power_w
 
     def at(busy: float, factor: float) -> float:
         drawn = device_power_w(use.memory_frac, use.compute_frac, device=hardware.device, busy_frac=min(busy, 1.0))

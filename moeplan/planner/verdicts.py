@@ -117,7 +117,7 @@ def money_remarks(scenario: Scenario, plan: Plan) -> list[Verdict]:
         found.append(remark("price_age", text))
     if scenario.money.offer.term == "spot" and (run is None or run.reliability.preemptions_per_s == 0.0):
         text = "A spot price, and no interruptions are stated: lost work and waiting are not counted"
-        found.append(remark("spot", f"{text} (training.reliability.preemptions_per_node_day)."))
+        found.append(remark("spot", text + (" (training.reliability.preemptions_per_node_day)." if run else ".")))
     if plan.cost.not_counted:
         found.append(remark("not_counted", f"Not counted, none is stated: {', '.join(plan.cost.not_counted)}."))
     return found

@@ -35,10 +35,10 @@ def plan_renderable(plan: Plan, *, verbose: bool = False) -> RenderableType:
         parts.append(_training(plan.training))
     parts += [_memory(plan), _cost(plan)]
     if plan.lifecycle is not None:
-        parts.append(_life(plan.lifecycle))
+        parts.append(_life(plan.lifecycle, plan.alternatives))
     if verbose:
         if plan.alternatives is not None:
-            parts.append(_options(plan.alternatives))
+            parts += [_options(plan.alternatives), _loads(plan.alternatives)]
         if plan.advice is not None:
             parts.append(_laws(plan.advice))
         parts.append(_time_breakdown(plan))
@@ -171,13 +171,16 @@ def _cost(plan: Plan) -> Table:
     return table
 
 
-def _life(life: LifecycleResult) -> Table:
+def _life(life: LifecycleResult, options: AlternativesResult | None) -> Table:
     table = _table("Over its life", "value", "90 % sure")
     for label, q in (("training", life.training_usd), ("serving", life.serving_usd), ("total", life.total_usd)):
         table.add_row(label, dollars(q.value), _span(q, dollars))
     q = life.usd_per_million_output_tokens
     if q is not None:
         table.add_row("per million output tokens", dollars(q.value), _span(q, dollars))
+    if options is not None and options.n_api_offers:
+        month = options.break_even_month
+        table.add_row("an API has cost more", "never" if month is None else f"from month {month}", "the cheapest offer")
     steps = ", ".join(f"{replicas} from month {month}" for month, replicas in life.scale_at.items())
     table.add_row(
         "replicas", str(life.schedule[-1].replicas), steps if len(steps) <= 44 else f"{len(life.scale_at)} steps"
@@ -194,6 +197,13 @@ def _options(found: AlternativesResult) -> Table:
         edge = "" if o.kind != "api" else "never" if at is None else f"{format_tokens(at)} req"
         name = f"{o.kind}: {o.name}" + (" (yours)" if o.chosen else "") + (" (old price)" if o.stale else "")
         table.add_row(name, dollars(o.usd_per_month.value), dollars(o.usd_per_million_output_tokens.value), edge)
+    return table
+
+
+def _loads(found: AlternativesResult) -> Table:
+    table = _table("At a load of", "per M out", "cheapest")
+    for row in found.sensitivity:
+        table.add_row(f"{row.utilization_frac:.0%}", dollars(row.usd_per_million_output_tokens), row.cheapest)
     return table
 
 
