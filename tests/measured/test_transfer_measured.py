@@ -1,4 +1,5 @@
-"""What a device without tables of its own borrows, against kernels measured on it: H20 and H800 (InferSim @f2293da).
+"""What a device without tables of its own borrows, against kernels measured on it: H20 and H800 (InferSim @f2293da),
+A800 (Frontier @a4b22df).
 
 The bound is the target of leave-one-device-out fits.
 """
@@ -23,6 +24,7 @@ from moeplan.spec.precision import FORMATS
 
 SHARED = Path(os.environ.get("MOEPLAN_SHARED", Path(__file__).parents[2].parent / "shared"))
 TABLES = SHARED / "measured" / "other" / "infersim" / "bench_data"
+IMBALANCED = SHARED / "measured" / "other" / "frontier" / "a800" / "qwen3-a3b-30b-moe" / "moe.csv.gz"
 pytestmark = [pytest.mark.shared, pytest.mark.skipif(not TABLES.is_dir(), reason="measured runs are not here")]
 
 
@@ -96,7 +98,25 @@ def mha_decode(name: str):
     return np.concatenate(parts), pd.concat(measured), found
 
 
+def imbalanced(name: str):
+    """Grouped products under measured loads: how many experts have tokens, and how many tokens the busiest."""
+    rows = pd.read_csv(IMBALANCED)
+    time_ms = rows["time_stats.moe_grouped_gemm.median"]
+    rows, time_ms = rows[time_ms > 0], time_ms[time_ms > 0]
+    device, found = borrowed(name, "moe", "bf16")
+    experts, pairs = rows.num_experts_per_device, rows.total_routed_tokens
+    seconds = expert_ffn_time_s(
+        rows.num_tokens, assignments=pairs, distinct=np.maximum(experts * rows.expert_utilization, 1.0),
+        max_load=pairs / experts * rows.max_load_ratio, n_local_experts=experts, hidden_size=rows.hidden_dim,
+        intermediate_size=rows.expert_hidden_dim / rows.num_tensor_parallel_workers, n_matrices=3,
+        fmt=FORMATS["bf16"], device=device, p={**found.values, "permute_frac": np.inf, "align_s": 0.0},
+    )  # fmt: skip
+    return seconds, time_ms * 1e3, found
+
+
 CASES = {
+    "imbalanced experts a800": (imbalanced, (), "a800-80gb"),
+} | {
     f"{kind} {name}": (call, arguments, name)
     for name in ("h800", "h20")
     for kind, call, arguments in (
