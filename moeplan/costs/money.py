@@ -58,6 +58,7 @@ class Usage:
     egress_bytes: float = 0.0
     training: bool = False  # experiments are charged around training runs only
     ends: bool = False  # the whole of what a commitment is used for
+    held_frac: float = 1.0  # share of the time the GPUs are held: fewer while a fleet is scaled down
 
 
 def billed_gpus(n_gpus: int, n_gpus_per_instance: int) -> int:
@@ -75,7 +76,7 @@ def bill(money: Money, usage: Usage) -> Bill:
         rate = money.offer.usd_per_gpu_hour
         if money.commitment is not None:
             rate *= 1.0 - money.commitment.discount_frac
-        gpus = n_billed * usage.hours * rate
+        gpus = n_billed * usage.hours * usage.held_frac * rate
         unused_commitment = n_billed * _unused_hours(usage, money) * rate
     else:
         write_off = own.purchase_usd * (1.0 - own.resale_frac) / own.lifetime_months
