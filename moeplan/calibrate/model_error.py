@@ -26,6 +26,7 @@ class Evidence:
 
     signs: Mapping[str, float]  # metric of a run -> sign that turns its log error into this metric's
     loads: frozenset[str] | None = None  # kinds of load that are like a plan's steady traffic; None: all
+    any_tier: bool = False  # the cost parameters have no part in it
 
 
 _STEADY = frozenset({"closed_loop", "poisson"})
@@ -34,6 +35,7 @@ EVIDENCE: Mapping[str, Evidence] = {
     "ttft": Evidence({"ttft": 1.0}, _STEADY),
     "throughput": Evidence({"output_throughput": 1.0}),
     "training_step": Evidence({"step_time": 1.0, "tokens_per_s": -1.0}),
+    "training_memory": Evidence({"memory": 1.0}, any_tier=True),
 }
 # Sources whose times no other run of the same setting resembles; judged like all others, but nothing is learnt there.
 ANOMALOUS_SOURCES: Mapping[str, str] = {
@@ -67,7 +69,9 @@ def gather(results: Sequence[RowResult], groups: Sequence[str], metric: str, tie
     evidence = EVIDENCE[metric]
     found: list[tuple[float, str]] = []
     for result, group in zip(results, groups, strict=True):
-        if result.tier is not tier or (evidence.loads is not None and result.load not in evidence.loads):
+        if (result.tier is not tier and not evidence.any_tier) or (
+            evidence.loads is not None and result.load not in evidence.loads
+        ):
             continue
         for answer in result.answers:
             sign = evidence.signs.get(answer.metric)
@@ -116,7 +120,7 @@ def learn_all(
     """
     by_metric = {metric: dict(tiers) for metric, tiers in known.by_metric.items()}
     summary: list[dict[str, Any]] = []
-    for metric in ("step", "ttft", "throughput") if serving else ("training_step",):
+    for metric in ("step", "ttft", "throughput") if serving else ("training_step", "training_memory"):
         for tier in Tier:
             errors = gather(results, groups, metric, tier)
             found = learn(errors, source)

@@ -28,6 +28,8 @@ from moeplan.steps.training_layer import KERNELS
 _COMPUTE = ("projections", "attention", "dense", "experts", "router", "head", "adapter", "recompute")
 _ONCE = ("data_parallel", "optimizer")
 LEAST_ROWS = 5
+# Their kernels and schedules are those of 2022 and 2023: judged, but nothing is learnt there.
+OLD_FRAMEWORKS = ("Megatron-DeepSpeed", "LLM-Foundry")
 _HOST = ("expert_s", "sync_s")  # fitted; ``layer_s`` stays an estimate, dense runs hide it
 
 
@@ -61,6 +63,8 @@ def facts(rows: Iterable[Row]) -> list[Fact]:
     for row in rows:
         notes = text_of(row, "notes")
         if "fine" in text_of(row, "kind") or "functional run" in notes or "short_run" in notes:
+            continue
+        if text_of(row, "framework").startswith(OLD_FRAMEWORKS):
             continue
         try:
             fact = _fact(row)
@@ -193,6 +197,7 @@ def fitted_document(rows: Iterable[Row], source: str) -> dict[str, Any]:
         return {
             "values": {name: float(f"{value:.3g}") for name, value in values.items()},
             "n_rows": len(used),
+            "n_models": len({f.configuration[0] for f in used}),
             "log_residual": [float(f"{q:.3g}") for q in np.quantile(residual, (0.05, 0.5, 0.95))],
             "source": f"fitted to {len(used)} {source}: {models}",
         }
@@ -201,8 +206,7 @@ def fitted_document(rows: Iterable[Row], source: str) -> dict[str, Any]:
     devices = {}
     for device, clock in clocks.items():
         dense = [f for f in known if not f.is_moe and f.device == device]
-        values = {**DEFAULTS["training_device"], "sustained_frac": clock}
-        devices[device] = entry(values, dense, _Table(dense).log_errors(clocks, host))
+        devices[device] = entry({"sustained_frac": clock}, dense, _Table(dense).log_errors(clocks, host))
     summary: Callable[[npt.NDArray[np.float64]], dict[str, float]] = lambda e: {  # noqa: E731
         "n": len(e), "mdape": float(f"{np.median(np.abs(np.expm1(-e))):.3g}"), "bias": float(f"{np.median(-e):.3g}"),
     }  # fmt: skip
@@ -210,7 +214,7 @@ def fitted_document(rows: Iterable[Row], source: str) -> dict[str, Any]:
         "kind": "fitted",
         "fitted_on": datetime.date.today().isoformat(),
         "host": {
-            **entry(host, moe, pooled),
+            **entry({name: host[name] for name in _HOST}, moe, pooled),
             "heldout": {"all": summary(pooled), **{family: summary(e) for family, e in errors.items()}},
         },
         "devices": devices,

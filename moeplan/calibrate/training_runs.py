@@ -14,17 +14,17 @@ from moeplan.files.hardware_catalog import load_hardware
 from moeplan.files.measured_runs import text_of
 from moeplan.files.model_catalog import load_model
 from moeplan.files.models.reader import read_model
-from moeplan.planner.intervals import exact
-from moeplan.planner.training import plan_training
+from moeplan.planner.intervals import from_log_error
+from moeplan.planner.training import predict_step
 from moeplan.provenance import Tier
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import TrainingLayout
 from moeplan.spec.model import ModelArchitecture
-from moeplan.spec.plan import TrainingResult
 from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.scenario import Training
 from moeplan.spec.uncertainty import ModelError
 from moeplan.spec.workload import UNINTERRUPTED, Adapter, TrainingWork
+from moeplan.steps.memory import MemoryFit
 
 Row = Mapping[str, Any]
 
@@ -39,37 +39,36 @@ def predict_row(row: Row, error: ModelError) -> RowResult:
     run_id = text_of(row, "run_id")
     try:
         model, hardware = model_of(row), hardware_of(row)
-        training = training_of(row)
-        outcome = plan_training(model, hardware, training, routing_of(row), error, require_fit=False)
+        found = predict_step(model, hardware, training_of(row), routing_of(row), error)
     except (InputError, ValueError) as problem:
         why = str(problem).splitlines()[0]
         return RowResult(run_id, Tier.ESTIMATE, (), tuple((metric, why) for metric in stated))
-    answers: list[Answer] = []
-    if outcome.result is not None:
-        found = _values(outcome.result)
-        answers = [Answer(metric, truth, found[metric]) for metric, truth in stated.items() if metric in found]
-    if "memory" in stated:
-        answers.append(Answer("memory", stated["memory"], exact(outcome.fit.per_gpu_bytes)))
-    return RowResult(run_id, outcome.tier, tuple(answers), ())
+    values = {
+        "step_time": found.time_s,
+        "tokens_per_s": found.tokens_per_s_per_gpu,
+        "mfu": found.mfu_frac,
+        "memory": from_log_error(_reported_bytes(row, found.fit), error.of("training_memory", found.tier)),
+    }
+    return RowResult(run_id, found.tier, tuple(Answer(m, truth, values[m]) for m, truth in stated.items()), ())
 
 
 def stated_metrics(row: Row) -> dict[str, float]:
-    """Metric -> truth in SI. ``tflop_per_s_per_gpu`` is not judged: its FLOP convention changes between sources."""
+    """Metric -> truth in SI.
+
+    ``tflop_per_s_per_gpu`` is not judged: its FLOP convention changes between sources, as that of ``mfu`` does.
+    """
     found: dict[str, float] = {}
     gib = 1e9 if text_of(row, "hardware").startswith("mi") else 2.0**30  # GB for AMD sources, GiB for NVIDIA's
     for metric, column, factor in (
         ("step_time", "step_time_s", 1.0),
         ("tokens_per_s", "tokens_per_s_per_gpu", 1.0),
+        ("mfu", "mfu_pct", 0.01),
         ("memory", "memory_gb_per_gpu", gib),
     ):
         value = float(row.get(column, math.nan))
         if value > 0.0:
             found[metric] = value * factor
     return found
-
-
-def _values(result: TrainingResult) -> dict[str, Any]:
-    return {"step_time": result.step_time_s, "tokens_per_s": result.tokens_per_s_per_gpu}
 
 
 def training_of(row: Row) -> Training:
@@ -174,7 +173,12 @@ def _work(row: Row) -> TrainingWork:
     if tuned and re.search(r"\b(lora|peft)\b", notes):
         adapter = Adapter(16, "all_linear", "bf16")
     optimizer = text_of(row, "distributed_optimizer").lower()
+    framework = text_of(row, "framework")
+    # The fork of 2021 and 2022: before FlashAttention, sequence parallelism, and overlap of the gradient exchange.
+    old = framework == "Megatron-DeepSpeed"
     narrow = "moments=torch.bfloat16" in optimizer or "bf16 optimizer states" in optimizer
+    if not optimizer and framework.startswith("Megatron-Bridge") and kind == "MoE":
+        narrow = True  # "precision-aware optimizer with bf16 moments" in its recipes of expert models
     return TrainingWork(
         method="lora" if adapter else "full_finetune" if tuned else "pretrain",
         n_tokens=float(sequence * batch),
@@ -184,13 +188,29 @@ def _work(row: Row) -> TrainingWork:
         compute_format=_format(text_of(row, "precision")),
         optimizer="adamw_bf16" if narrow else "adamw",
         master_weights=True,
-        gradient_bytes_per_param=4.0,
+        # DeepSpeed's BF16 optimizer keeps 16-bit gradients beside the fp32 sums
+        gradient_bytes_per_param=6.0 if "fp32 grad accumulation" in text_of(row, "precision") else 4.0,
         adapter=adapter,
         packing_frac=1.0,
-        overlap_comm_frac=_data_overlap(notes),
+        overlap_comm_frac=0.0 if old else _data_overlap(notes),
         expert_overlap_frac=OVERLAP if re.search(r"ep(_a2a)?_overlap=true|ep overlap on|a2a_overlap=1", notes) else 0.0,
         cuda_graphs="cuda_graph=full_iteration" in notes,
+        flash_attention=not old,
+        fused_kernels=not framework.startswith(_PLAIN_MODULES),
     )
+
+
+# Frameworks that train the plain PyTorch modules of the models' own code, without compiling them.
+_PLAIN_MODULES = ("NeMo AutoModel",)
+# What a published peak does not include: PyTorch counts what it allocates, where a framework prints that figure.
+_OUTSIDE_ALLOCATOR = ("runtime_reserve", "communication", "fragmentation")
+
+
+def _reported_bytes(row: Row, fit: MemoryFit) -> float:
+    """The predicted peak as the framework reports it: Megatron prints allocated bytes, others all that is taken."""
+    if not text_of(row, "framework").startswith(("Megatron-Bridge", "Megatron-Core")):
+        return fit.per_gpu_bytes
+    return sum(size for name, size in fit.breakdown.items() if name not in _OUTSIDE_ALLOCATOR)
 
 
 def _data_overlap(notes: str) -> float:

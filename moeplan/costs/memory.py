@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
 
 from moeplan.costs.model_state import Params
 from moeplan.costs.projections import (
@@ -37,6 +37,7 @@ from moeplan.spec.precision import NumberFormat
 CONV_BYTES = 2.0  # convolution tails are kept in 16 bit
 
 
+@lru_cache(maxsize=4096)
 def block_params(block: Block, hidden_size: int, tp: int, ep: int, expert_tp: int) -> Params:
     """Parameters of one block on the fullest GPU."""
     if isinstance(block, MoeMlp):
@@ -116,7 +117,10 @@ class ActivationRule:
     sequence_parallel: bool
     expert_tp: int
     linear_input_bytes: float  # 2 in bf16, 1 where the GEMM inputs are kept in fp8
-    recompute: Literal["none", "selective", "full"]
+    repeated: frozenset[str] = frozenset()  # keys of `spec.layout.RECOMPUTE_MODULES`
+    score_tokens: int = 0  # length of the sequence whose attention scores are kept; 0: none, as FlashAttention
+    fused: bool = True  # one kernel for a norm, an activation function: nothing kept in between
+    activation_input_bytes: float = 2.0  # of what an activation function reads, kept for its gradient
     expert_load: float = 1.0  # token-expert pairs of this GPU over the mean
 
     @property
@@ -125,22 +129,26 @@ class ActivationRule:
         return self.tp if self.sequence_parallel else 1
 
 
+@lru_cache(maxsize=4096)
 def block_activation_bytes_per_token(block: Block, hidden_size: int, rule: ActivationRule) -> float:
     """Bytes one token leaves behind in one block [bytes per token and GPU], normalisation and residual included.
 
     Korthikanti et al. (arXiv:2205.05198, section 4), item by item for a gated feed-forward, no dropout and a fused
-    attention kernel that keeps its output and one statistic per head. ``selective`` drops what is cheap to repeat:
-    norm outputs, the activation function's output, latent up-projections.
+    attention kernel that keeps its output and one statistic per head; less what ``rule.repeated`` computes again, as
+    Megatron-Core's modules of the same meaning do.
     """
-    keep = rule.recompute == "none"
     ends = 2.0 * hidden_size / rule.token_split  # the block's input, kept for the norm and the residual
-    norm = rule.linear_input_bytes * hidden_size / rule.token_split if keep else 0.0
-    if rule.recompute == "full":
-        return 0.0
+    norm = 0.0 if "norm" in rule.repeated else rule.linear_input_bytes * hidden_size / rule.token_split
+    if not rule.fused:
+        norm += 4.0 * hidden_size / rule.token_split  # a plain RMS norm squares and scales in fp32
     match block:
         case DenseMlp():
+            if "mlp" in rule.repeated:
+                return ends + norm
             return ends + norm + _mlp_bytes(split(block.intermediate_size, rule.tp), block.n_matrices, rule)
         case MoeMlp():
+            if "moe" in rule.repeated:
+                return ends + norm
             shared = _mlp_bytes(split(block.shared_intermediate_size, rule.tp), block.n_matrices, rule)
             scores = 2 * 4.0 * block.n_experts / rule.token_split
             # A rank computes the copies its own tokens caused times its load; with expert tp every rank sees all of
@@ -148,30 +156,35 @@ def block_activation_bytes_per_token(block: Block, hidden_size: int, rule: Activ
             copies = block.top_k / rule.token_split * rule.expert_tp * rule.expert_load
             routed = _mlp_bytes(block.expert_intermediate_size / rule.expert_tp, block.n_matrices, rule)
             permuted = rule.linear_input_bytes * block.expert_hidden_size
-            # the weighted sum keeps the experts' outputs, unless the weights are applied before the down projection
-            returned = 2.0 * block.expert_hidden_size if keep else 0.0
+            # The weighted sum keeps the experts' outputs unless the weights go in with the activation function, as in
+            # Megatron-Core ("memory-efficient permutation").
+            returned = 0.0 if rule.fused else 2.0 * block.expert_hidden_size
             return ends + norm + shared + scores + copies * (routed + permuted + returned)
         case _:
             return ends + norm + _mixer_bytes(block, rule)
 
 
 def _mlp_bytes(width: float, n_matrices: int, rule: ActivationRule) -> float:
-    kept = 2.0 * (n_matrices - 1) * width
-    return kept + (rule.linear_input_bytes * width if rule.recompute == "none" else 0.0)
+    kept = rule.activation_input_bytes * (n_matrices - 1) * width
+    if not rule.fused and n_matrices == 3:
+        kept += 2.0 * width  # the gate behind its function, apart from the product
+    return kept + (0.0 if "activation" in rule.repeated else rule.linear_input_bytes * width)
 
 
 def _mixer_bytes(block: Mixer, rule: ActivationRule) -> float:
+    # the softmax's output in 16 bit (5 a s^2 b of Korthikanti, section 4.1, less dropout), or one statistic per head
+    statistic = 0.0 if "attention" in rule.repeated else 2.0 * rule.score_tokens or 4.0
     match block:
         case SoftmaxAttention():
             heads, kv = split(block.n_heads, rule.tp), kv_heads_per_gpu(block, rule.tp)
             qkv = heads * block.head_dim * (2 if block.gated else 1) + kv * (block.head_dim + block.v_head_dim)
-            return 2.0 * qkv + heads * (2.0 * block.v_head_dim + 4.0)
+            return 2.0 * qkv + heads * (2.0 * block.v_head_dim + statistic)
         case LatentAttention():
             heads = split(block.n_heads, rule.tp)
             latents = (block.q_lora_rank or 0) + block.kv_lora_rank + block.qk_rope_head_dim
             expanded = heads * (2 * (block.qk_nope_head_dim + block.qk_rope_head_dim) + block.v_head_dim)
-            up = 2.0 * expanded if rule.recompute == "none" else 0.0
-            return 2 * 2.0 * latents + up + heads * (2.0 * block.v_head_dim + 4.0)
+            up = 0.0 if "latent_up" in rule.repeated else 2.0 * expanded
+            return 2 * 2.0 * latents + up + heads * (2.0 * block.v_head_dim + statistic)
         case LinearAttention():
             keys = split(block.n_k_heads, rule.tp) * block.k_head_dim
             values = split(block.n_v_heads, rule.tp) * block.v_head_dim

@@ -79,6 +79,9 @@ def lookup(hardware: Hardware, op: str, engine: str, dtype: str) -> OpParameters
     """
     estimates = ESTIMATES[op]
     known = hardware.efficiency.parameters
+    exact = known.get((op, engine, dtype))
+    if exact is not None:
+        return exact
     # "engine/kernel" is a kernel the engine runs for some shapes only.
     engines = (
         engine,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from moeplan.spec.model import DenseMlp, LatentAttention, LinearAttention, Mixer, MoeMlp, SoftmaxAttention, StateSpace
 
@@ -49,6 +50,7 @@ def kv_heads_per_gpu(block: SoftmaxAttention, tp: int) -> int:
     return max(1, split(block.n_kv_heads, tp))
 
 
+@lru_cache(maxsize=4096)
 def mixer_shard(block: Mixer, hidden_size: int, tp: int) -> Shard:
     """Projections of a token mixer on one of ``tp`` GPUs.
 
@@ -65,6 +67,7 @@ def mixer_shard(block: Mixer, hidden_size: int, tp: int) -> Shard:
     return Shard(tuple(found), other)
 
 
+@lru_cache(maxsize=4096)
 def dense_shard(block: DenseMlp, hidden_size: int, tp: int) -> Shard:
     """Projections of a dense feed-forward on one of ``tp`` GPUs."""
     whole = mlp_projections(hidden_size, block.intermediate_size, block.n_matrices, 1)
@@ -72,6 +75,7 @@ def dense_shard(block: DenseMlp, hidden_size: int, tp: int) -> Shard:
     return Shard(mlp_projections(hidden_size, block.intermediate_size, block.n_matrices, tp), other)
 
 
+@lru_cache(maxsize=4096)
 def shared_expert_shard(block: MoeMlp, hidden_size: int, tp: int) -> Shard:
     """Projections of the shared experts on one of ``tp`` GPUs, and what the block has beside experts and router."""
     whole = mlp_projections(hidden_size, block.shared_intermediate_size, block.n_matrices, 1)

@@ -10,7 +10,7 @@ from moeplan.files.resolving import Resolving
 from moeplan.files.schema_walk import Loc
 from moeplan.files.yaml_tree import Mark, Node
 from moeplan.spec.hardware import Hardware
-from moeplan.spec.layout import ServingLayout
+from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.model import (
     Block,
     DenseMlp,
@@ -22,6 +22,8 @@ from moeplan.spec.model import (
     StateSpace,
 )
 from moeplan.spec.scenario import Training
+from moeplan.spec.workload import TrainingWork
+from moeplan.steps.stages import placement_problem
 
 
 def check_serving_layout(
@@ -65,7 +67,10 @@ def check_training(
     loc: Loc = ("training", "layout")
     layout, work = training.layout, training.work
     _check_tp(rs, (*loc, "tp"), layout.tp, model)
-    _check_stages(rs, (*loc, "pp"), layout.pp * layout.vpp, model)
+    if layout.stages:
+        _check_placement(rs, (*loc, "stages"), layout, work, model)
+    else:
+        _check_stages(rs, (*loc, "pp"), layout.pp * layout.vpp, model)
     if layout.vpp > 1 and layout.pp == 1:
         rs.problem((*loc, "vpp"), "virtual stages need a pipeline", layout.vpp, "1, or pp above 1")
     group = layout.tp * layout.cp * layout.dp
@@ -103,6 +108,17 @@ def check_training(
             ("training", "tokens"), what, f"{work.n_tokens:g}", f"at least {least} (sequence_length x global_batch)"
         )
     _check_gpus(rs, loc, layout.n_gpus, layout.n_gpus, hardware, gpus)
+
+
+def _check_placement(
+    rs: Resolving, loc: Loc, layout: TrainingLayout, work: TrainingWork, model: ModelArchitecture
+) -> None:
+    """The stages placed by hand hold the model exactly once."""
+    problem = placement_problem(model, layout, len(model.mtp_layers) if work.method == "pretrain" else 0)
+    if problem:
+        rs.problem(loc, problem, rs.text(loc))
+    if layout.schedule != "1f1b" and layout.vpp > 1:
+        rs.problem(loc, f"the {layout.schedule} schedule has no virtual stages", layout.vpp)
 
 
 def _check_tp(rs: Resolving, loc: Loc, tp: int, model: ModelArchitecture) -> None:

@@ -39,7 +39,7 @@ def resolve_training(rs: Resolving, file: TrainingFile, model: ModelArchitecture
 
 def _layout(rs: Resolving, file: TrainingFile) -> TrainingLayout:
     own = file.layout
-    for key in ("tp", "pp", "vpp", "cp", "dp", "ep", "etp", "sequence_parallel", "schedule"):
+    for key in ("tp", "pp", "vpp", "cp", "dp", "ep", "etp", "sequence_parallel", "schedule", "stages"):
         rs.note(f"training.layout.{key}", (*_LAYOUT, key))
     rs.note("training.layout.zero_stage", (*_LAYOUT, "zero"))
     rs.note("training.layout.recompute", ("training", "recompute"))
@@ -63,6 +63,7 @@ def _layout(rs: Resolving, file: TrainingFile) -> TrainingLayout:
         recompute=cast(Literal["none", "selective", "full"], file.recompute),
         recompute_modules=tuple(file.recompute_modules),
         schedule=schedule,
+        stages=own.stages or (),
     )
 
 
@@ -81,6 +82,11 @@ def _work(rs: Resolving, file: TrainingFile, model: ModelArchitecture, hardware:
         ("overlap_comm_frac", "overlap"),
         ("expert_overlap_frac", "expert_overlap"),
         ("cuda_graphs", "cuda_graphs"),
+        ("fused_kernels", "fused_kernels"),
+        ("flash_attention", "flash_attention"),
+        ("fp8_activation_inputs", "fp8_activation_inputs"),
+        ("offload_optimizer_frac", "offload_optimizer"),
+        ("offload_activations_frac", "offload_activations"),
     ):
         rs.note(f"training.work.{field}", ("training", key))
     return TrainingWork(
@@ -98,6 +104,11 @@ def _work(rs: Resolving, file: TrainingFile, model: ModelArchitecture, hardware:
         overlap_comm_frac=file.overlap,
         expert_overlap_frac=file.expert_overlap,
         cuda_graphs=file.cuda_graphs,
+        fused_kernels=file.fused_kernels,
+        flash_attention=file.flash_attention,
+        fp8_activation_inputs=file.fp8_activation_inputs,
+        offload_optimizer_frac=file.offload_optimizer,
+        offload_activations_frac=file.offload_activations,
     )
 
 

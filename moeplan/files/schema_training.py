@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from moeplan.files.pipeline_layout import check_pipeline_layout
 from moeplan.files.schema_types import (
     Bandwidth,
     Count,
@@ -16,6 +17,7 @@ from moeplan.files.schema_types import (
     Flag,
     Fraction,
     PositiveFraction,
+    Rule,
     Section,
     Tokens,
     WeightFormat,
@@ -23,8 +25,15 @@ from moeplan.files.schema_types import (
     quantity,
     whole,
 )
+from moeplan.spec.layout import StagePlan
 
 RecomputeModule = Annotated[str, choice("norm", "activation", "latent_up", "attention", "mlp", "moe")]
+
+
+PipelineLayout = Annotated[
+    tuple[StagePlan, ...],
+    Rule(check_pipeline_layout, "a pipeline layout as in Megatron-Core: Et*15|t*16|t*16|t*14L", {"type": "string"}),
+]
 
 
 class LoraFile(Section):
@@ -105,6 +114,12 @@ class TrainingLayoutFile(Section):
         default=1,
         description="ZeRO stage: 0 nothing sharded over dp, 1 optimizer, 2 gradients too, 3 weights too (FSDP).",
     )
+    stages: PipelineLayout | None = Field(
+        default=None,
+        description="What each of the pp x vpp stages holds, in the order a micro-batch passes them, separated by `|`: "
+        "E embedding, t a layer, m an MTP module, L head and loss; `t*4` and `(t|)*4` repeat. Left away: balanced "
+        "by arithmetic.",
+    )
     sequence_parallel: Flag = Field(default=True, description="Shard norms and dropout over tp along the sequence.")
 
 
@@ -152,6 +167,25 @@ class TrainingFile(Section):
     cuda_graphs: Flag = Field(
         default=False,
         description="Replay the whole iteration from CUDA graphs: the host launches nothing and waits for no router.",
+    )
+    fused_kernels: Flag = Field(
+        default=True,
+        description="Norm, rotary, activation and loss run as one kernel each (Transformer Engine, compiled PyTorch); "
+        "false for plain modules of a model's own code: slower, and more activations are kept.",
+    )
+    flash_attention: Flag = Field(
+        default=True, description="Attention that keeps its scores on the chip; false for frameworks before 2022."
+    )
+    fp8_activation_inputs: Flag = Field(
+        default=False,
+        description="Keep what activation functions read in 8 bits (arXiv:2412.19437, section 3.3.3; Megatron-Core's "
+        "activation_func_fp8_input_store).",
+    )
+    offload_optimizer: Fraction = Field(
+        default=0.0, description="Share of the optimizer's state kept and updated in host memory."
+    )
+    offload_activations: Fraction = Field(
+        default=0.0, description="Share of saved activations sent to host memory and fetched for the backward pass."
     )
     lora: LoraFile | None = Field(default=None, description="The adapter, for method lora.")
     reliability: ReliabilityFile = Field(default=ReliabilityFile(), description="Failures and checkpoints.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from moeplan.costs.host import DEFAULTS
 from moeplan.errors import InputError
 from moeplan.files.validate import problems_of
 from moeplan.files.yaml_tree import load_yaml
@@ -15,17 +16,24 @@ from moeplan.provenance import Tier
 from moeplan.spec.hardware import OpParameters
 
 ENGINE, FORMAT = "training", "bf16"
+LEAST_ROWS, LEAST_MODELS = 10, 3  # for a fit to count as one
 
 
 class TrainingFit(BaseModel):
-    """Values of one operation, the rows behind them, and ln(measured / predicted) step time on rows held out."""
+    """Fitted values of one operation, the rows behind them, and ln(measured / predicted) step time on rows held out."""
 
     model_config = ConfigDict(extra="allow", frozen=True)  # what people read: held-out errors by family
 
     values: dict[str, float]
     n_rows: int
+    n_models: int
     log_residual: tuple[float, float, float]
     source: str
+
+    @property
+    def tier(self) -> Tier:
+        enough = self.n_rows >= LEAST_ROWS and self.n_models >= LEAST_MODELS
+        return Tier.FITTED if enough else Tier.TRANSFERRED
 
 
 class TrainingFits(BaseModel):
@@ -43,18 +51,21 @@ def training_parameters(device: str) -> dict[tuple[str, str, str], OpParameters]
     """Parameters of training steps on ``device`` (a catalog name) by (operation, engine, format).
 
     The host's are fitted to the devices listed and lent to the others; a device that is not listed has no clock of its
-    own.
+    own. A fit of few rows or models is no better than one that is lent. What no fit holds stays the estimate of
+    `costs.host`.
 
     Raises:
         InputError: the data file is bad.
     """
     fits = read_training_fits()
     own = fits.devices.get(device)
-    found = {"training_host": (fits.host, Tier.FITTED if own is not None else Tier.TRANSFERRED)}
+    found = {"training_host": (fits.host, fits.host.tier if own is not None else Tier.TRANSFERRED)}
     if own is not None:
-        found["training_device"] = (own, Tier.FITTED)
+        found["training_device"] = (own, own.tier)
     return {
-        (op, ENGINE, FORMAT): OpParameters(op, ENGINE, FORMAT, fit.values, tier, fit.log_residual, fit.source)
+        (op, ENGINE, FORMAT): OpParameters(
+            op, ENGINE, FORMAT, {**DEFAULTS[op], **fit.values}, tier, fit.log_residual, fit.source
+        )
         for op, (fit, tier) in found.items()
     }
 

@@ -19,9 +19,10 @@ from moeplan.spec.plan import Q, RoutingResult, TrainingResult, TrainingRun
 from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.scenario import Training
 from moeplan.spec.uncertainty import ModelError
-from moeplan.steps.memory import MemoryFit, training_memory
-from moeplan.steps.training import TrainingStep, training_step
+from moeplan.steps.memory import MemoryFit
+from moeplan.steps.training import TrainingCosts, TrainingStep
 from moeplan.steps.training_layer import KERNELS
+from moeplan.steps.training_memory import training_memory
 from moeplan.steps.use import Use, training_use
 
 
@@ -39,6 +40,45 @@ class TrainingOutcome:
     model_flop: float = 0.0  # of the run
 
 
+@dataclass(frozen=True, slots=True)
+class StepPrediction:
+    """One optimizer step with its intervals."""
+
+    fit: MemoryFit
+    step: TrainingStep
+    time_s: Q
+    peak_bytes: Q
+    tier: Tier
+
+    @property
+    def tokens_per_s_per_gpu(self) -> Q:
+        return self.time_s.inverse().scaled(self.step.n_tokens / self.step.n_gpus)
+
+    @property
+    def mfu_frac(self) -> Q:
+        return self.time_s.inverse().scaled(self.step.mfu_frac * self.step.step_time_s)
+
+
+def predict_step(
+    model: ModelArchitecture,
+    hardware: Hardware,
+    training: Training,
+    routing: RoutingAssumption,
+    error: ModelError,
+) -> StepPrediction:
+    """Memory and time of one step, also where the memory model says that it does not fit: for runs that happened."""
+    costs, tier = TrainingCosts(model, hardware, routing), training_tier(model, hardware, training)
+    fit = costs.memory(training.layout, training.work)
+    step = costs.step(training.layout, training.work)
+    return StepPrediction(
+        fit=fit,
+        step=step,
+        time_s=from_log_error(step.step_time_s, error.of("training_step", tier)),
+        peak_bytes=from_log_error(fit.per_gpu_bytes, error.of("training_memory", tier)),
+        tier=tier,
+    )
+
+
 def plan_training(
     model: ModelArchitecture,
     hardware: Hardware,
@@ -48,30 +88,27 @@ def plan_training(
     *,
     deadline_s: float | None = None,
     seed: int = 0,
-    require_fit: bool = True,
     brief: bool = False,
 ) -> TrainingOutcome:
     """One step from the operation costs, and the run of all steps with its failures.
 
-    ``require_fit`` false times the step also where the memory model says that it does not fit: for runs that happened.
     ``brief``: no sample of the routing, as a search does without.
     """
-    tier = training_tier(model, hardware, training)
     fit = training_memory(model, hardware, training.layout, training.work, routing)
-    if require_fit and not fit.fits:
-        return TrainingOutcome(fit, None, None, {}, tier, np.empty(0))
-    step = training_step(model, hardware, training.layout, training.work, routing)
-    log_error = error.of("training_step", tier)
+    if not fit.fits:
+        return TrainingOutcome(fit, None, None, {}, training_tier(model, hardware, training), np.empty(0))
+    found = predict_step(model, hardware, training, routing, error)
+    step, log_error = found.step, error.of("training_step", found.tier)
     n_steps = math.ceil(training.work.n_tokens / step.n_tokens)
     work_s = n_steps * step.step_time_s
     n_gpus = training.layout.n_gpus
     run, walls = plan_run(work_s, n_gpus, hardware, training.reliability, log_error, deadline_s, seed)
     return TrainingOutcome(
         fit=fit,
-        result=_result(step, n_steps, from_log_error(step.step_time_s, log_error), run),
+        result=_result(found, n_steps, run),
         routing=None if brief else _routing(model, hardware, training, routing),
         time_breakdown=step.breakdown,
-        tier=tier,
+        tier=found.tier,
         wall_samples_s=walls,
         use=training_use(step, model, hardware, training.layout, training.work),
         model_flop=step.model_flop / step.n_tokens * training.work.n_tokens,
@@ -92,27 +129,28 @@ def training_tier(model: ModelArchitecture, hardware: Hardware, training: Traini
     """The worst tier among the operations that fill a step. Training frameworks share no engine's kernels exactly."""
     fmt = training.work.compute_format
     latent = any(isinstance(b, LatentAttention) for layer in model.layers for b in layer.blocks)
-    used = [("gemm", fmt), ("mla_prefill" if latent else "attention_prefill", "bf16")]
+    used = [("gemm", fmt), ("mla_prefill" if latent else "attention_prefill", "bf16"), ("training_device", "bf16")]
+    if model.is_moe and not training.work.cuda_graphs:
+        used.append(("training_host", "bf16"))
     return worst_tier(operations_used(hardware, KERNELS, used))
 
 
-def _result(step: TrainingStep, n_steps: int, time_s: Q, run: TrainingRun) -> TrainingResult:
-    n_gpus, per_s = step.n_gpus, time_s.inverse()
+def _result(found: StepPrediction, n_steps: int, run: TrainingRun) -> TrainingResult:
+    step, per_s = found.step, found.time_s.inverse()
     expected_s = n_steps * step.step_time_s / run.goodput_frac.value
     low_s, high_s = run.wall_time_s["p5"], run.wall_time_s["p95"]
     wall = Q(expected_s, min(low_s, expected_s), max(high_s, expected_s))
-    flop_per_s = per_s.scaled(step.model_flop / n_gpus)
-    tokens_per_s = per_s.scaled(step.n_tokens)
     return TrainingResult(
-        step_time_s=time_s,
-        tokens_per_s=tokens_per_s,
-        tokens_per_s_per_gpu=tokens_per_s.scaled(1.0 / n_gpus),
-        tflop_per_s_per_gpu=flop_per_s.scaled(1e-12),
-        mfu_frac=per_s.scaled(step.mfu_frac * step.step_time_s),
+        step_time_s=found.time_s,
+        tokens_per_s=per_s.scaled(step.n_tokens),
+        tokens_per_s_per_gpu=found.tokens_per_s_per_gpu,
+        tflop_per_s_per_gpu=per_s.scaled(step.model_flop / step.n_gpus * 1e-12),
+        mfu_frac=found.mfu_frac,
         wall_time_s=wall,
         gpu_hours=wall.scaled(run.n_gpus_held / 3600.0),
         goodput_frac=run.goodput_frac,
         n_steps=n_steps,
+        peak_memory_bytes=found.peak_bytes,
         hfu_frac=per_s.scaled(step.hfu_frac * step.step_time_s),
         run=run,
     )

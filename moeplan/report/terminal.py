@@ -117,6 +117,8 @@ def _training(result: TrainingResult) -> Table:
     table.add_row(
         "tokens/s per GPU", number(result.tokens_per_s_per_gpu.value), _span(result.tokens_per_s_per_gpu, number)
     )
+    peak = result.peak_memory_bytes
+    table.add_row("peak memory per GPU", byte_size(peak.value), _span(peak, byte_size))
     mfu = result.mfu_frac
     table.add_row("model FLOP utilisation", f"{mfu.value:.1%}", f"{mfu.low:.1%} to {mfu.high:.1%}")
     table.add_row("goodput", f"{result.goodput_frac.value:.1%}", "share of wall time that is progress")

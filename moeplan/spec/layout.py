@@ -34,6 +34,16 @@ class ServingLayout:
         return self.tp * self.dp // self.ep
 
 
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What one (virtual) pipeline stage holds, where the user places it: Megatron-Core's pipeline layout."""
+
+    n_layers: int
+    embedding: bool = False
+    n_mtp: int = 0  # multi-token-prediction modules
+    head: bool = False  # output head and loss
+
+
 # Parts of a layer that selective recomputation can repeat (Megatron-Core: layernorm, moe_act, mla_up_proj, core_attn,
 # mlp, moe)
 RECOMPUTE_MODULES: Mapping[str, str] = {
@@ -66,6 +76,8 @@ class TrainingLayout:
     # what ``selective`` repeats: keys of `RECOMPUTE_MODULES`
     recompute_modules: tuple[str, ...] = ("activation", "latent_up", "norm")
     schedule: Literal["1f1b", "zero_bubble", "dualpipe"] = "1f1b"  # 1f1b is interleaved where vpp > 1
+    # pp * vpp stages in the order a micro batch passes them, rank by rank; empty: balanced by arithmetic
+    stages: tuple[StagePlan, ...] = ()
 
     @property
     def n_gpus(self) -> int:

@@ -86,6 +86,7 @@ class TrainingResult:
     goodput_frac: Q
     n_steps: int
     hfu_frac: Q  # as the MFU, with what is recomputed
+    peak_memory_bytes: Q  # of the fullest GPU
     run: TrainingRun
 
 

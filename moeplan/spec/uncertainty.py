@@ -23,7 +23,7 @@ class ModelError:
     """Errors of end-to-end predictions by metric and by the tier of the cost parameters behind them.
 
     Metrics: ``step`` (time of a serving iteration), ``ttft`` (beyond what the step explains),
-    ``throughput`` (of a deployment that runs flat out), ``training_step``.
+    ``throughput`` (of a deployment that runs flat out), ``training_step``, ``training_memory`` (peak).
     """
 
     by_metric: Mapping[str, Mapping[Tier, LogError]]

@@ -187,6 +187,11 @@ class TrainingWork:
     overlap_comm_frac: float  # share of data-parallel traffic hidden behind computation
     expert_overlap_frac: float = 0.0  # share of the experts' all-to-all hidden behind computation
     cuda_graphs: bool = False  # the whole step is replayed from graphs: the host launches nothing
+    fused_kernels: bool = True  # norms, rotary, activation and loss in one kernel each; false: plain PyTorch modules
+    flash_attention: bool = True  # attention scores never leave the chip; false: they are written and kept
+    fp8_activation_inputs: bool = False  # what activation functions read is kept in 8 bit
+    offload_optimizer_frac: float = 0.0  # share of the optimizer's state kept and updated in host memory
+    offload_activations_frac: float = 0.0  # share of saved activations sent to host memory and back
 
 
 @dataclass(frozen=True, slots=True)

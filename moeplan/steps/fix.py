@@ -14,7 +14,8 @@ from moeplan.spec.precision import FORMATS, Precision
 from moeplan.spec.routing import BALANCED, RoutingAssumption
 from moeplan.spec.scenario import Serving, Training
 from moeplan.spec.workload import Engine, TrainingWork
-from moeplan.steps.memory import MemoryFit, serving_memory, training_memory
+from moeplan.steps.memory import MemoryFit, serving_memory
+from moeplan.steps.training_memory import training_memory
 
 LEAST_CONTEXT_FRAC = 0.25  # a shorter context than this is another product, not a fix
 MOST_GPUS = 4096

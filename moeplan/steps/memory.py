@@ -1,39 +1,33 @@
-"""Memory of one serving replica or one training job on its fullest GPU: does it fit?
+"""Memory of one serving replica on its fullest GPU: does it fit?
 
 Equations: docs/method/memory.md.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from moeplan.costs.expert_exchange import exchanges_by_all_to_all, n_domains
 from moeplan.costs.memory import (
-    ActivationRule,
-    block_activation_bytes_per_token,
     cache_bytes_per_sequence,
-    checkpoint_bytes_per_token,
     layers_params,
     stages,
     vocabulary_params,
 )
-from moeplan.costs.model_state import MASTER_BYTES, OPTIMIZER_BYTES, Params, adapter_params
+from moeplan.costs.model_state import Params
 from moeplan.costs.projections import dense_shard, mixer_shard, split
 from moeplan.costs.routing import rank_loads
-from moeplan.costs.schedule import micro_batches_in_flight
 from moeplan.spec.hardware import Hardware
-from moeplan.spec.layout import ServingLayout, TrainingLayout
+from moeplan.spec.layout import ServingLayout
 from moeplan.spec.model import DenseMlp, Layer, ModelArchitecture, MoeMlp
 from moeplan.spec.plan import MemoryResult
 from moeplan.spec.precision import FORMATS, Precision
 from moeplan.spec.routing import BALANCED, RoutingAssumption
-from moeplan.spec.workload import Engine, TrainingWork
+from moeplan.spec.workload import Engine
 
 Array = npt.NDArray[np.float64]
 
@@ -42,8 +36,6 @@ Array = npt.NDArray[np.float64]
 COMMUNICATOR_BYTES = 24 * 2 * 4 * 2**20
 # bf16 logits, and in fp32 logits, probabilities and sampling noise: what vLLM's sampler holds at once.
 LOGIT_BYTES_SERVING = 14.0
-LOGIT_BYTES_TRAINING = 12.0  # bf16 logits and their gradient, fp32 logits and their softmax
-TRAINING_CONTEXT_BYTES = 1.0 * 2**30  # estimate: CUDA context, cuBLAS and cuDNN workspaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,222 +244,3 @@ def _communication_bytes(model: ModelArchitecture, layout: ServingLayout, tokens
     groups = sum(size > 1 for size in (layout.tp, layout.pp, layout.dp, layout.ep))
     gathered = 2.0 * np.asarray(tokens, np.float64) * model.hidden_size * (layout.dp if layout.dp > 1 else 0)
     return groups * COMMUNICATOR_BYTES + gathered
-
-
-def training_memory(
-    model: ModelArchitecture,
-    hardware: Hardware,
-    layout: TrainingLayout,
-    work: TrainingWork,
-    routing: RoutingAssumption = BALANCED,
-) -> MemoryFit:
-    """Memory of one training job at the peak of a step (one-forward-one-backward pipeline schedule).
-
-    The GPU to which most tokens come keeps most activations.
-
-    Raises ValueError when the global batch does not divide into micro batches or there are more stages than layers.
-    """
-    n_micro = micro_batches(layout, work)
-    rule = ActivationRule(
-        tp=layout.tp,
-        sequence_parallel=layout.sequence_parallel,
-        expert_tp=layout.etp,
-        linear_input_bytes=min(2.0, FORMATS[work.compute_format].bytes_per_value),
-        recompute=layout.recompute,
-    )
-    candidates = []
-    stages_of = training_stages(model, layout, work)
-    for stage, layers in enumerate(stages_of):
-        first, last = stage == 0, stage == layout.pp - 1
-        params = layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.etp)
-        params += vocabulary_params(model, layout.tp, first=first, last=last)
-        if layout.schedule == "dualpipe":  # a rank holds the weights of two stages (arXiv:2412.19437, table 2)
-            mirror = stages_of[layout.pp - 1 - stage]
-            params += layers_params(mirror, model.hidden_size, layout.tp, layout.ep, layout.etp)
-            params += vocabulary_params(model, layout.tp, first=last, last=first)
-        parts = _model_state_bytes(params, model, layers, layout, work)
-        in_flight = micro_batches_in_flight(layout.schedule, stage, layout.pp, layout.vpp, n_micro)
-        busiest = _expert_load(layers, hardware, layout, work, routing)
-        parts.update(_activation_bytes(model, layers, layout, work, rule, in_flight, busiest, last=last))
-        parts["communication"] = COMMUNICATOR_BYTES * sum(
-            size > 1 for size in (layout.tp, layout.pp, layout.cp, layout.dp, layout.ep)
-        )
-        parts["runtime_reserve"] = TRAINING_CONTEXT_BYTES
-        candidates.append((_peak(parts, layout, n_micro), stage))
-    worst, stage = max(candidates, key=lambda item: sum(item[0].values()))
-    need = sum(worst.values())
-    capacity = hardware.device.memory_bytes
-    return MemoryFit(need, capacity, capacity, worst, None, None, stage)
-
-
-def _expert_load(
-    layers: tuple[Layer, ...],
-    hardware: Hardware,
-    layout: TrainingLayout,
-    work: TrainingWork,
-    routing: RoutingAssumption,
-) -> float:
-    """Pairs of the busiest GPU over the mean, mean over the MoE layers."""
-    blocks = [b for layer in layers for b in layer.blocks if isinstance(b, MoeMlp)]
-    if layout.ep == 1 or not blocks:
-        return 1.0
-    own = work.micro_batch_sequences * work.sequence_tokens / (layout.tp * layout.cp)
-    nodes = n_domains(layout.ep, hardware)
-    of_block = {}
-    for block in set(blocks):
-        loads = rank_loads(block, own * layout.ep * layout.etp, layout.ep, routing, n_nodes=nodes)
-        of_block[block] = float(loads.assignments / loads.mean_assignments)
-    return sum(of_block[block] for block in blocks) / len(blocks)
-
-
-def micro_batches(layout: TrainingLayout, work: TrainingWork) -> int:
-    """Micro batches each data-parallel rank runs in a step."""
-    per_rank, rest = divmod(work.global_batch_sequences, layout.dp * work.micro_batch_sequences)
-    if rest or per_rank == 0:
-        raise ValueError(
-            f"a global batch of {work.global_batch_sequences} sequences does not divide into "
-            f"{layout.dp} data-parallel ranks of micro batches of {work.micro_batch_sequences}"
-        )
-    return per_rank
-
-
-def training_stages(model: ModelArchitecture, layout: TrainingLayout, work: TrainingWork) -> list[tuple[Layer, ...]]:
-    """Consecutive layers of each pipeline stage, balanced by arithmetic with the output head counted on the last.
-
-    Pretraining runs the multi-token-prediction modules, and the head once more for each, on the last stage. Real runs
-    balance by hand (DeepSeek-V3, arXiv:2412.19437, section 3.2; Megatron's pipeline layouts), so an even count would be
-    the exception. Raises ValueError when there are more stages than layers.
-    """
-    if layout.pp > model.n_layers:
-        raise ValueError(f"pp {layout.pp} exceeds the {model.n_layers} layers of {model.name}")
-    extra = model.mtp_layers if work.method == "pretrain" else ()
-    layers = (*model.layers, *extra)
-    weight = [active_params(layer) for layer in layers]
-    # the head stays in 16 bit, where a parameter takes longer than in 8
-    slower = max(1.0, 16.0 / FORMATS[work.compute_format].bits)
-    tail = slower * (1 + len(extra)) * model.vocab_size * model.hidden_size
-    low, high = max(weight), sum(weight) + tail
-    for _ in range(40):  # bisection on the heaviest stage's load
-        middle = (low + high) / 2
-        low, high = (low, middle) if _fill(weight, tail, layout.pp, middle) else (middle, high)
-    ends = _fill(weight, tail, layout.pp, high)
-    if ends is None:
-        raise ValueError(f"{model.name} cannot be cut into {layout.pp} stages")
-    return [layers[start:end] for start, end in pairwise((0, *ends))]
-
-
-def _fill(weight: list[float], tail: float, pp: int, most: float) -> list[int] | None:
-    """Ends of ``pp`` non-empty runs of at most ``most`` each, the last with ``tail`` on top; None if impossible.
-
-    Filled from the last stage backwards. One layer is the least a stage takes, so the last may exceed ``most`` by that.
-    """
-    ends, end = [], len(weight)
-    for stage in reversed(range(pp)):
-        load, start = (tail if stage == pp - 1 else 0.0), end
-        while start > stage and (start == end or load + weight[start - 1] <= most):
-            start -= 1
-            load += weight[start]
-        ends.append(end)
-        end = start
-    return ends[::-1] if end == 0 else None
-
-
-def active_params(layer: Layer) -> float:
-    """Parameters of a layer one token meets."""
-    idle = sum((b.n_experts - b.top_k) * b.n_params_per_expert for b in layer.blocks if isinstance(b, MoeMlp))
-    return layer.n_params - idle
-
-
-def trained_params(
-    model: ModelArchitecture, layers: tuple[Layer, ...], whole: Params, layout: TrainingLayout, work: TrainingWork
-) -> Params:
-    """Parameters on one GPU that get gradients."""
-    return whole if work.adapter is None else adapter_params(model, layers, work.adapter, layout)
-
-
-def _model_state_bytes(
-    params: Params, model: ModelArchitecture, layers: tuple[Layer, ...], layout: TrainingLayout, work: TrainingWork
-) -> dict[str, float]:
-    """Weights, gradients, optimizer states and master weights under ZeRO (arXiv:1910.02054, section 5)."""
-    trained = trained_params(model, layers, params, layout, work)
-    data, expert_data = layout.dp * layout.cp, layout.edp
-
-    def spread(what: Params, sharded: bool) -> float:
-        return (
-            what.replicated_over_data / data + what.experts / expert_data
-            if sharded
-            else what.replicated_over_data + what.experts
-        )
-
-    stored = 2.0 if work.adapter is None else FORMATS[work.adapter.base_format].bytes_per_value
-    weights = stored * spread(params, layout.zero_stage == 3)
-    if work.adapter is not None:
-        weights += 2.0 * spread(trained, layout.zero_stage == 3)
-    elif FORMATS[work.compute_format].bits < 16.0:
-        # the quantised copy of the matrices kept beside the 16-bit weights (Transformer Engine)
-        weights += FORMATS[work.compute_format].bytes_per_value * spread(params, layout.zero_stage == 3)
-    parts = {
-        "weights": weights,
-        "gradients": work.gradient_bytes_per_param * spread(trained, layout.zero_stage >= 2),
-        "optimizer": OPTIMIZER_BYTES[work.optimizer] * spread(trained, layout.zero_stage >= 1),
-        "master_weights": MASTER_BYTES * spread(trained, layout.zero_stage >= 1) if work.master_weights else 0.0,
-    }
-    if layout.zero_stage == 3 and data > 1:  # the running layer and the one fetched ahead, gathered
-        fullest = max(
-            layers_params((layer,), model.hidden_size, layout.tp, layout.ep, layout.etp).total for layer in set(layers)
-        )
-        parts["gathered_weights"] = 2 * stored * fullest
-    return parts
-
-
-def _activation_bytes(
-    model: ModelArchitecture,
-    layers: tuple[Layer, ...],
-    layout: TrainingLayout,
-    work: TrainingWork,
-    rule: ActivationRule,
-    in_flight: float,
-    busiest: float,
-    *,
-    last: bool,
-) -> dict[str, float]:
-    """``busiest``: token-expert pairs of the busiest GPU of a layer over the mean.
-
-    Layers have popularities of their own, so that what one GPU has too much of over all of them is less: by the root of
-    their number.
-    """
-    n_moe = sum(isinstance(block, MoeMlp) for layer in layers for block in layer.blocks)
-    rule = replace(rule, expert_load=1.0 + (busiest - 1.0) / math.sqrt(max(n_moe, 1)))
-    tokens = work.micro_batch_sequences * work.sequence_tokens / layout.cp
-    nothing_saved = replace(rule, recompute="none", expert_load=busiest)
-
-    def per_token(layer: Layer, use: ActivationRule) -> float:
-        return sum(block_activation_bytes_per_token(block, model.hidden_size, use) for block in layer.blocks)
-
-    known = {layer: per_token(layer, rule) for layer in set(layers)}
-    if rule.recompute == "full":
-        kept = sum(checkpoint_bytes_per_token(model.hidden_size, rule) for _ in layers)
-    else:
-        kept = sum(known[layer] for layer in layers)
-    parts = {"activations": tokens * kept * in_flight}
-    if rule.recompute != "none":  # the layer being recomputed has all its tensors once
-        parts["recomputed_layer"] = tokens * max(
-            per_token(layer, nothing_saved) - known[layer] for layer in set(layers)
-        )
-    if last:
-        parts["logits"] = tokens * split(model.vocab_size, layout.tp) * LOGIT_BYTES_TRAINING
-    return parts
-
-
-def _peak(parts: dict[str, float], layout: TrainingLayout, n_micro: int) -> dict[str, float]:
-    """Drop what is not alive together.
-
-    Without data parallelism or accumulation gradients are created during the only backward pass, while activations
-    and logits go away: the peak is the end of the forward pass or the end of the backward pass, whichever is higher.
-    """
-    if layout.n_gpus > 1 or n_micro > 1:
-        return parts
-    transient = ("activations", "recomputed_layer", "logits")
-    if parts["gradients"] > sum(parts.get(name, 0.0) for name in transient):
-        return {name: size for name, size in parts.items() if name not in transient}
-    return {name: size for name, size in parts.items() if name != "gradients"}

@@ -127,6 +127,10 @@ class Operations:
             n_bytes, hardware=self.hardware, p=self.parameters("send", "bf16"), same_domain=same_domain
         )
 
+    def host_copy_s(self, n_bytes: npt.ArrayLike) -> Array:
+        """Between a GPU and its host."""
+        return collectives.host_copy_time_s(n_bytes, hardware=self.hardware, p=self.parameters("host_copy", "bf16"))
+
     def expert_exchange_s(
         self,
         n_tokens: npt.ArrayLike,

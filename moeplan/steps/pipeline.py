@@ -24,23 +24,27 @@ def pipeline_time_s(
     weight_gradient_s: Sequence[float],
     n_micro: int,
     *,
+    pp: int | None = None,
     vpp: int = 1,
     send_s: float = 0.0,
 ) -> float:
     """From the first forward pass to the last gradient of a step [s].
 
-    The sequences hold the time of one micro batch in each of the pp stages; with ``vpp`` > 1 a stage is cut into that
-    many equal virtual stages and 1F1B is interleaved (arXiv:2104.04473, section 2.2). ``send_s`` passes between a stage
+    The sequences hold the time of one micro batch in each of the pp stages; with ``vpp`` > 1 1F1B is interleaved
+    (arXiv:2104.04473, section 2.2), and a stage is cut into that many equal virtual stages unless the sequences hold
+    all pp x vpp of them. ``pp`` defaults to their length. ``send_s`` passes between a stage
     and the next. DualPipe's rank r computes stages r and pp - 1 - r, each for half the micro batches.
 
     Raises:
         ValueError: the schedule does not exist for these numbers, see `schedule_problem`.
     """
-    pp = len(forward_s)
+    pp = len(forward_s) if pp is None else pp
     problem = schedule_problem(schedule, pp, vpp, n_micro)
     if problem:
         raise ValueError(problem)
-    parts = [np.tile(np.asarray(s, np.float64) / vpp, vpp) for s in (forward_s, input_gradient_s, weight_gradient_s)]
+    parts = [np.asarray(s, np.float64) for s in (forward_s, input_gradient_s, weight_gradient_s)]
+    if len(forward_s) == pp:
+        parts = [np.tile(part / vpp, vpp) for part in parts]
 
     def run(n: int) -> float:
         return float(makespan_s(_CODES[schedule], pp, vpp, n, *parts, send_s))

@@ -9,14 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moeplan.costs.host import MOST_LAUNCHED_EXPERTS, launch_time_s
-from moeplan.costs.memory import layers_params, vocabulary_params
-from moeplan.costs.model_state import MASTER_BYTES, OPTIMIZER_BYTES, Params
 from moeplan.costs.projections import split
 from moeplan.costs.roofline import peak_flop_per_s
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import TrainingLayout
 from moeplan.spec.model import (
-    Block,
     Layer,
     ModelArchitecture,
     MoeMlp,
@@ -24,11 +21,14 @@ from moeplan.spec.model import (
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.workload import TrainingWork
-from moeplan.steps.memory import micro_batches, trained_params, training_stages
+from moeplan.steps.memory import MemoryFit
 from moeplan.steps.operations import ACTIVATION_BYTES
 from moeplan.steps.pipeline import pipeline_time_s
+from moeplan.steps.stages import Stage, rank_stages, training_stages
+from moeplan.steps.training_exchange import gradient_exchange_s, optimizer_s
 from moeplan.steps.training_flop import model_flop_per_token, recomputed_flop_per_token
 from moeplan.steps.training_layer import Pass, TrainingBlocks
+from moeplan.steps.training_memory import held_params, kept_bytes, micro_batches, trained_params, training_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,60 +64,129 @@ class TrainingStep:
         return self.mfu_frac * (1.0 + self.recomputed_flop / self.model_flop)
 
 
+class TrainingCosts:
+    """Steps of one model on one machine under any layout; remembers the blocks that layouts have in common."""
+
+    def __init__(self, model: ModelArchitecture, hardware: Hardware, routing: RoutingAssumption) -> None:
+        self.model, self.hardware, self.routing = model, hardware, routing
+        self._blocks: dict[object, dict[int, Pass]] = {}
+        self._stages: dict[object, list[Stage]] = {}
+
+    def memory(self, layout: TrainingLayout, work: TrainingWork) -> MemoryFit:
+        """Memory of the fullest GPU, see `training_memory`."""
+        return training_memory(self.model, self.hardware, layout, work, self.routing, self._positions(layout, work))
+
+    def _positions(self, layout: TrainingLayout, work: TrainingWork) -> list[Stage]:
+        key = (layout.pp, layout.vpp, layout.stages, work.method, work.compute_format)
+        if key not in self._stages:
+            self._stages[key] = training_stages(self.model, layout, work)
+        return self._stages[key]
+
+    def step(self, layout: TrainingLayout, work: TrainingWork) -> TrainingStep:
+        """Time of one optimizer step.
+
+        Raises ValueError when the batch does not divide, there are more stages than layers, the schedule does not exist
+        for the layout, or a needed link is missing.
+        """
+        model = self.model
+        n_micro = micro_batches(layout, work)
+        blocks = TrainingBlocks(self.hardware, model.hidden_size, layout, work, self.routing)
+        positions = self._positions(layout, work)
+        passes = self._passes(blocks, positions)
+        busiest = _busiest(passes, layout)
+        breakdown = {part: n_micro * seconds for part, seconds in busiest.parts().items()}
+        hidden = {part: n_micro * seconds for part, seconds in busiest.hidden.items()}
+        breakdown.update(_pipeline_parts(blocks, passes, n_micro, n_micro * busiest.total_s))
+
+        ranks = rank_stages(positions, layout)
+        held = [held_params(model, stage, layout) for stage in ranks]
+        fullest = max(range(layout.pp), key=lambda i: held[i].total)
+        trained = trained_params(model, ranks[fullest].layers, held[fullest], layout, work)
+        exchange = gradient_exchange_s(blocks, held[fullest], trained, n_micro)
+        breakdown["data_parallel"] = exchange * (1.0 - work.overlap_comm_frac)
+        hidden["data_parallel"] = exchange * work.overlap_comm_frac
+        breakdown["optimizer"] = optimizer_s(blocks, trained)
+        n_tokens = work.global_batch_sequences * work.sequence_tokens
+        return TrainingStep(
+            step_time_s=sum(breakdown.values()),
+            breakdown=breakdown,
+            hidden=hidden,
+            n_micro_batches=n_micro,
+            n_tokens=n_tokens,
+            model_flop=model_flop_per_token(model, work) * n_tokens,
+            recomputed_flop=recomputed_flop_per_token(model, layout, work) * n_tokens,
+            peak_flop_per_s=peak_flop_per_s(FORMATS[work.compute_format], self.hardware.device),
+            n_gpus=layout.n_gpus,
+        )
+
+    def _passes(self, blocks: TrainingBlocks, positions: list[Stage]) -> list[Pass]:
+        """One micro batch through each stage; stages that hold the same are timed once."""
+        single = self._blocks.setdefault(blocks.key, {})
+        same: dict[object, Pass] = {}
+        found = []
+        for stage in positions:
+            if stage.key not in same:
+                same[stage.key] = self._stage_pass(blocks, single, stage, stage.counted())
+            found.append(same[stage.key])
+        return found
+
+    def _stage_pass(
+        self, blocks: TrainingBlocks, single: dict[int, Pass], stage: Stage, counted: tuple[tuple[Layer, int], ...]
+    ) -> Pass:
+        found, model = Pass(), self.model
+        for layer, n in counted:
+            for block in layer.blocks:
+                if id(block) not in single:
+                    single[id(block)] = blocks.block(block)
+                found.merge(single[id(block)], n)
+        if stage.head:
+            found.merge(blocks.head(model.vocab_size), stage.n_heads)
+        if stage.embedding:
+            lookup = float(blocks.ops.elementwise_s(blocks.own_tokens * model.hidden_size * 2 * ACTIVATION_BYTES))
+            found.add("elementwise", lookup, lookup)
+        if blocks.work.offload_activations_frac > 0.0:
+            self._offload(found, blocks, stage)
+        if not blocks.work.cuda_graphs:
+            busy_s = found.total_s - 2 * found.forward.get("host", 0.0)  # nothing is launched while the host waits
+            idle_s = max(0.0, _launch_s(blocks, counted) - busy_s)
+            found.add("host", idle_s / 2, idle_s / 2)
+        return found
+
+    def _offload(self, found: Pass, blocks: TrainingBlocks, stage: Stage) -> None:
+        """Saved activations travel to host memory and back, behind the computation as far as it lasts."""
+        layout, work = blocks.layout, blocks.work
+        sent = work.offload_activations_frac * kept_bytes(self.model, stage, layout, work)
+        copy_s = float(blocks.ops.host_copy_s(sent))
+        forward_s, backward_s = found.forward_s, found.total_s - found.forward_s
+        exposed = max(0.0, copy_s - forward_s), max(0.0, copy_s - backward_s)
+        found.add("offload", *exposed)
+        found.hidden["offload"] = 2 * copy_s - sum(exposed)
+
+
 def training_step(
     model: ModelArchitecture, hardware: Hardware, layout: TrainingLayout, work: TrainingWork, routing: RoutingAssumption
 ) -> TrainingStep:
-    """Time of one optimizer step.
+    """Time of one optimizer step, see `TrainingCosts.step`."""
+    return TrainingCosts(model, hardware, routing).step(layout, work)
 
-    Raises ValueError when the batch does not divide, there are more stages than layers, the schedule does not exist for
-    the layout, or a needed link is missing.
-    """
-    n_micro = micro_batches(layout, work)
-    blocks = TrainingBlocks(hardware, model.hidden_size, layout, work, routing)
-    stages = training_stages(model, layout, work)
-    kinds = {block for layer in {layer for layers in stages for layer in layers} for block in layer.blocks}
-    single = {block: blocks.block(block) for block in kinds}
-    passes = [
-        _stage_pass(model, blocks, single, layers, first=i == 0, last=i == layout.pp - 1)
-        for i, layers in enumerate(stages)
-    ]
-    busiest = _busiest(passes, layout)
-    breakdown = {part: n_micro * seconds for part, seconds in busiest.parts().items()}
-    hidden = {part: n_micro * seconds for part, seconds in busiest.hidden.items()}
-    breakdown.update(_pipeline_parts(blocks, passes, n_micro, n_micro * busiest.total_s))
 
-    held = [
-        layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.etp)
-        + vocabulary_params(model, layout.tp, first=i == 0, last=i == layout.pp - 1)
-        for i, layers in enumerate(stages)
-    ]
-    fullest = max(range(layout.pp), key=lambda i: held[i].total)
-    trained = trained_params(model, stages[fullest], held[fullest], layout, work)
-    exchange = _gradient_exchange_s(blocks, held[fullest], trained, n_micro)
-    breakdown["data_parallel"] = exchange * (1.0 - work.overlap_comm_frac)
-    hidden["data_parallel"] = exchange * work.overlap_comm_frac
-    breakdown["optimizer"] = _optimizer_s(blocks, trained)
-
-    step_s = sum(breakdown.values())
-    n_tokens = work.global_batch_sequences * work.sequence_tokens
-    peak = peak_flop_per_s(FORMATS[work.compute_format], hardware.device)
-    return TrainingStep(
-        step_time_s=step_s,
-        breakdown=breakdown,
-        hidden=hidden,
-        n_micro_batches=n_micro,
-        n_tokens=n_tokens,
-        model_flop=model_flop_per_token(model, work) * n_tokens,
-        recomputed_flop=recomputed_flop_per_token(model, layout, work) * n_tokens,
-        peak_flop_per_s=peak,
-        n_gpus=layout.n_gpus,
-    )
+def _ranked(passes: list[Pass], pp: int) -> list[Pass]:
+    """One micro batch on each rank: all of its virtual stages."""
+    if len(passes) == pp:
+        return passes
+    found = []
+    for rank in range(pp):
+        whole = Pass()
+        for part in passes[rank::pp]:
+            whole.merge(part)
+        found.append(whole)
+    return found
 
 
 def _busiest(passes: list[Pass], layout: TrainingLayout) -> Pass:
     """One micro batch on the busiest rank: its stage, under DualPipe the mean of the two stages it shares."""
     if layout.schedule != "dualpipe":
-        return max(passes, key=lambda found: found.total_s)
+        return max(_ranked(passes, layout.pp), key=lambda found: found.total_s)
     ranks = []
     for own, other in zip(passes, reversed(passes), strict=True):
         both = Pass()
@@ -138,85 +207,18 @@ def _pipeline_parts(blocks: TrainingBlocks, passes: list[Pass], n_micro: int, bu
     inputs = [found.input_gradient_s for found in passes]
     weights = [found.weight_gradient for found in passes]
     apart, together = (
-        pipeline_time_s(layout.schedule, forward, inputs, weights, n_micro, vpp=layout.vpp, send_s=send_s)
+        pipeline_time_s(layout.schedule, forward, inputs, weights, n_micro, pp=layout.pp, vpp=layout.vpp, send_s=send_s)
         for send_s in (float(blocks.ops.send_s(n_bytes, same_domain=same)), 0.0)
     )
     return {"bubble": max(0.0, together - busy_s), "pipeline_send": max(0.0, apart - max(together, busy_s))}
 
 
-def _stage_pass(
-    model: ModelArchitecture,
-    blocks: TrainingBlocks,
-    single: Mapping[Block, Pass],
-    layers: tuple[Layer, ...],
-    *,
-    first: bool,
-    last: bool,
-) -> Pass:
-    """One micro batch through one pipeline stage; ``single`` holds it through each kind of block."""
-    found, work = Pass(), blocks.work
-    counts: dict[Block, int] = {}
-    for layer in layers:
-        for block in layer.blocks:
-            counts[block] = counts.get(block, 0) + 1
-    for block, count in counts.items():
-        found.merge(single[block], count)
-    if last:
-        heads = 1 + (len(model.mtp_layers) if work.method == "pretrain" else 0)
-        found.merge(blocks.head(model.vocab_size), heads)
-    if first:
-        lookup = float(blocks.ops.elementwise_s(blocks.own_tokens * model.hidden_size * 2 * ACTIVATION_BYTES))
-        found.add("elementwise", lookup, lookup)
-    if not work.cuda_graphs:
-        busy_s = found.total_s - 2 * found.forward.get("host", 0.0)  # nothing is launched while the host waits
-        idle_s = max(0.0, _launch_s(blocks, layers) - busy_s)
-        found.add("host", idle_s / 2, idle_s / 2)
-    return found
-
-
-def _gradient_exchange_s(blocks: TrainingBlocks, held: Params, trained: Params, n_micro: int) -> float:
-    """Traffic of data parallelism in one step [s], hidden or not.
-
-    ZeRO 0: all-reduce of gradients; 1 and 2: reduce-scatter, all-gather of weights; 3: weights gathered for the
-    forward and the backward pass of every micro batch, gradients reduced in each (arXiv:1910.02054, section 7; FSDP,
-    arXiv:2304.11277).
-    """
-    layout, work = blocks.layout, blocks.work
-    total = 0.0
-    per_domain = max(1, blocks.hardware.n_gpus_scale_up // layout.tp)
-    expert_domain = max(1, blocks.hardware.n_gpus_scale_up // (layout.ep * layout.etp))
-    weights = ACTIVATION_BYTES
-    for n_held, n_trained, ranks, local in (
-        (held.replicated_over_data, trained.replicated_over_data, layout.dp * layout.cp, per_domain),
-        (held.experts, trained.experts, layout.edp, expert_domain),
-    ):
-        if ranks == 1:
-            continue
-        scatter = float(blocks.ops.all_gather_s(n_trained * work.gradient_bytes_per_param, ranks, min(ranks, local)))
-        gather = float(blocks.ops.all_gather_s(n_trained * weights, ranks, min(ranks, local)))
-        if layout.zero_stage == 3:
-            fetch = float(blocks.ops.all_gather_s(n_held * weights, ranks, min(ranks, local)))
-            total += n_micro * (2 * fetch + scatter)
-        elif layout.zero_stage == 0:
-            total += 2 * scatter
-        else:
-            total += scatter + gather
-    return total
-
-
-def _optimizer_s(blocks: TrainingBlocks, trained: Params) -> float:
-    """Every state read and written once, gradients read, weights written."""
-    layout, work = blocks.layout, blocks.work
-    data, expert_data = (layout.dp * layout.cp, layout.edp) if layout.zero_stage >= 1 else (1, 1)
-    mine = trained.replicated_over_data / data + trained.experts / expert_data
-    state = OPTIMIZER_BYTES[work.optimizer] + (MASTER_BYTES if work.master_weights else ACTIVATION_BYTES)
-    n_bytes = mine * (2 * state + work.gradient_bytes_per_param)
-    stream_frac = blocks.ops.parameters("training_device", "bf16")["optimizer_stream_frac"]
-    return float(blocks.ops.elementwise_s(n_bytes)) / stream_frac
-
-
-def _launch_s(blocks: TrainingBlocks, layers: tuple[Layer, ...]) -> float:
+def _launch_s(blocks: TrainingBlocks, counted: tuple[tuple[Layer, int], ...]) -> float:
     """Host time of one micro batch in a stage."""
-    experts = (b.n_experts for layer in layers for b in layer.blocks if isinstance(b, MoeMlp))
-    launched = sum(min(split(n, blocks.layout.ep), MOST_LAUNCHED_EXPERTS) for n in experts)
-    return launch_time_s(len(layers), launched, p=blocks.ops.parameters("training_host", "bf16"))
+    launched = sum(
+        n * min(split(b.n_experts, blocks.layout.ep), MOST_LAUNCHED_EXPERTS)
+        for layer, n in counted
+        for b in layer.blocks
+        if isinstance(b, MoeMlp)
+    )
+    return launch_time_s(sum(n for _, n in counted), launched, p=blocks.ops.parameters("training_host", "bf16"))

@@ -17,10 +17,11 @@ from moeplan.spec.model import (
     MoeMlp,
     SoftmaxAttention,
     StateSpace,
+    counted,
 )
 from moeplan.spec.workload import TrainingWork
-from moeplan.steps.memory import active_params
 from moeplan.steps.mixers import window_tokens
+from moeplan.steps.stages import active_params
 
 
 def model_flop_per_token(model: ModelArchitecture, work: TrainingWork) -> float:
@@ -34,11 +35,9 @@ def model_flop_per_token(model: ModelArchitecture, work: TrainingWork) -> float:
     trained = work.adapter is None
     extra = model.mtp_layers if work.method == "pretrain" else ()
     heads = model.vocab_size * model.hidden_size * (1 + len(extra))
-    active: float = model.n_params_active - model.n_embedding_params + heads
-    active += sum(active_params(layer) for layer in extra)
-    attention = sum(
-        attention_flop_per_token(b, work.sequence_tokens) for layer in (*model.layers, *extra) for b in layer.blocks
-    )
+    layers = counted((*model.layers, *extra))
+    active = float(model.n_final_params + heads) + sum(n * active_params(layer) for layer, n in layers)
+    attention = sum(n * attention_flop_per_token(b, work.sequence_tokens) for layer, n in layers for b in layer.blocks)
     weights = (6.0 if trained else 4.0) * active
     if work.adapter is not None:
         whole = TrainingLayout()
@@ -76,13 +75,13 @@ def recomputed_flop_per_token(model: ModelArchitecture, layout: TrainingLayout, 
     if layout.recompute == "none":
         return 0.0
     extra = model.mtp_layers if work.method == "pretrain" else ()
-    layers = (*model.layers, *extra)
+    layers = counted((*model.layers, *extra))
     if layout.recompute == "full":
-        matrices = 2.0 * sum(active_params(layer) for layer in layers)
+        matrices = 2.0 * sum(n * active_params(layer) for layer, n in layers)
         return matrices + sum(
-            attention_flop_per_token(b, work.sequence_tokens) for layer in layers for b in layer.blocks
+            n * attention_flop_per_token(b, work.sequence_tokens) for layer, n in layers for b in layer.blocks
         )
-    return sum(_repeated_flop(b, model.hidden_size, layout, work) for layer in layers for b in layer.blocks)
+    return sum(n * _repeated_flop(b, model.hidden_size, layout, work) for layer, n in layers for b in layer.blocks)
 
 
 def _repeated_flop(block: Block, hidden_size: int, layout: TrainingLayout, work: TrainingWork) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from moeplan.costs import routing as expert_routing
@@ -36,7 +37,41 @@ from moeplan.steps.operations import ACTIVATION_BYTES, Operations
 # CUTLASS's, as those of training frameworks are (an assumption; only serving engines are measured).
 KERNELS = "sglang"
 ATTENTION_BACKWARD = 2.5  # five matrix products for two (FlashAttention-2, arXiv:2307.08691, section 4.1)
+# Multiprocessors that carry an overlapped exchange compute nothing: 20 of 132 (DeepSeek-V3, arXiv:2412.19437, 3.2.2).
+EXCHANGE_SM_FRAC = 20.0 / 132.0
 SCAN_BACKWARD = 2.0  # estimate: a scan's gradient is two scans
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """Bytes that elementwise work moves forward and backward per value it is applied to."""
+
+    forward: float
+    backward: float
+
+
+# One kernel each (Transformer Engine, compiled PyTorch): residual and norm read two and write two; backward reads three
+# more and writes one. Rotary reads and writes. A gated activation reads two and writes one, its gradient reads three
+# and writes two. The loss reads bf16, writes and reads fp32 twice; its gradient reads fp32 and writes bf16.
+FUSED: Mapping[str, Passes] = {
+    "norm": Passes(8, 10),
+    "rotary": Passes(4, 4),
+    "gated": Passes(6, 10),
+    "plain": Passes(4, 20 / 3),
+    "loss": Passes(14, 6),
+}
+# Scores written by the first product, read and written by the softmax, read by the second product; as much twice over
+# for the gradient (the kernels that FlashAttention, arXiv:2205.14135, replaced).
+SCORES = Passes(8, 16)
+# Plain PyTorch modules, a kernel an operation, counted from the operations of the usual RMS norm (cast to fp32, square,
+# mean, scale, cast, weight), rotate-half, SiLU and product, and float cross entropy.
+PLAIN: Mapping[str, Passes] = {
+    "norm": Passes(42, 70),
+    "rotary": Passes(18, 18),
+    "gated": Passes(10, 16),
+    "plain": Passes(4, 6),
+    "loss": Passes(14, 18),
+}
 
 
 @dataclass(slots=True)
@@ -97,6 +132,17 @@ class TrainingBlocks:
     routing: RoutingAssumption
 
     @property
+    def key(self) -> object:
+        """All that a block's times depend on, the machine and the model aside."""
+        layout, work = self.layout, self.work
+        return (
+            layout.tp, layout.cp, layout.ep, layout.etp, layout.sequence_parallel, layout.recompute,
+            layout.recompute_modules, work.micro_batch_sequences, work.sequence_tokens, work.compute_format,
+            work.adapter, work.expert_overlap_frac, work.cuda_graphs, work.fused_kernels, work.flash_attention,
+            work.offload_activations_frac,
+        )  # fmt: skip
+
+    @property
     def ops(self) -> Operations:
         return Operations(self.hardware, KERNELS)
 
@@ -127,7 +173,7 @@ class TrainingBlocks:
                 dense_shard(block, self.hidden_size, self.layout.tp).projections,
                 adapted=self._ffn_adapted,
             )
-            self._activation(found, split(block.intermediate_size, self.layout.tp) * block.n_matrices, self.tokens)
+            self._activation(found, split(block.intermediate_size, self.layout.tp), block.n_matrices, self.tokens)
             self._tensor_parallel(found)
         else:
             self._mixer(found, block)
@@ -150,10 +196,14 @@ class TrainingBlocks:
         if self.work.adapter is None:
             found.weight_gradient = self._weight_gradient_s(share, self.hidden_size, "bf16")
         found.add("head", forward, forward + found.weight_gradient)
-        # forward: read bf16, write and read fp32, twice for the maximum and the sum; backward: read fp32, write bf16
-        loss = float(self.ops.elementwise_s(self.tokens * share * (2 + 4 + 2 * 4)))
-        found.add("head", loss, float(self.ops.elementwise_s(self.tokens * share * (4 + 2))))
+        found.add("head", *self._elementwise_s("loss", self.tokens * share))
         return found
+
+    def _elementwise_s(self, kind: str, n_values: float) -> tuple[float, float]:
+        """Forward and backward time of elementwise work on ``n_values``."""
+        passes = (FUSED if self.work.fused_kernels else PLAIN)[kind]
+        forward, backward = (float(self.ops.elementwise_s(n_values * n)) for n in (passes.forward, passes.backward))
+        return forward, backward
 
     @property
     def _ffn_adapted(self) -> bool:
@@ -206,17 +256,17 @@ class TrainingBlocks:
             self.ops.elementwise_s(n_weights * (FORMATS[adapter.base_format].bytes_per_value + ACTIVATION_BYTES))
         )
 
-    def _activation(self, found: Pass, width: float, tokens: float) -> None:
-        """Activation function over ``width`` values in and out; its gradient reads them and writes as many."""
-        forward = float(self.ops.elementwise_s(tokens * width * ACTIVATION_BYTES))
-        found.add("elementwise", forward, 5.0 / 3.0 * forward)
+    def _activation(self, found: Pass, width: float, n_matrices: int, tokens: float) -> None:
+        """Activation function of a feed-forward of ``width``; gated with three matrices."""
+        forward, backward = self._elementwise_s("gated" if n_matrices == 3 else "plain", tokens * width)
+        found.add("elementwise", forward, backward)
         if self._repeats("activation"):
             found.recompute += forward
 
     def _norm(self, found: Pass) -> None:
-        """Residual and norm: two reads, two writes; backward reads three and writes one more."""
-        forward = float(self.ops.elementwise_s(self.own_tokens * self.hidden_size * 4 * ACTIVATION_BYTES))
-        found.add("elementwise", forward, 1.25 * forward)
+        """Residual and norm."""
+        forward, backward = self._elementwise_s("norm", self.own_tokens * self.hidden_size)
+        found.add("elementwise", forward, backward)
         if self._repeats("norm"):
             found.recompute += forward
 
@@ -255,14 +305,15 @@ class TrainingBlocks:
             return
         core = self._attention_s(block)
         found.add("attention", core, ATTENTION_BACKWARD * core)
+        scores_s = self._scores_s(block)
+        found.add("attention", *scores_s)
         if self._repeats("attention"):
-            found.recompute += core
+            found.recompute += core + scores_s[0]
         if isinstance(block, SoftmaxAttention):
             rotated = (split(block.n_heads, self.layout.tp) + kv_heads_per_gpu(block, self.layout.tp)) * block.head_dim
         else:
             rotated = (split(block.n_heads, self.layout.tp) + 1) * block.qk_rope_head_dim
-        rotary = float(self.ops.elementwise_s(self.tokens * rotated * 2 * ACTIVATION_BYTES))
-        found.add("elementwise", rotary, rotary)
+        found.add("elementwise", *self._elementwise_s("rotary", self.tokens * rotated))
         self._context_parallel(found, block, core)
 
     def _attention_s(self, block: SoftmaxAttention | LatentAttention) -> float:
@@ -277,6 +328,14 @@ class TrainingBlocks:
             ops=self.ops,
         )
         return float(whole) / self.layout.cp / self.sustained_frac
+
+    def _scores_s(self, block: SoftmaxAttention | LatentAttention) -> tuple[float, float]:
+        """Traffic of attention scores, forward and backward, where the kernel does not keep them on the chip."""
+        if self.work.flash_attention:
+            return 0.0, 0.0
+        n_scores = self.tokens * self.work.sequence_tokens * split(block.n_heads, self.layout.tp)
+        forward, backward = (float(self.ops.elementwise_s(n_scores * n)) for n in (SCORES.forward, SCORES.backward))
+        return forward, backward
 
     def _context_parallel(self, found: Pass, block: SoftmaxAttention | LatentAttention, core_s: float) -> None:
         """Ring attention (arXiv:2310.01889): keys and values visit every rank while the previous block is computed."""
@@ -302,7 +361,7 @@ class TrainingBlocks:
         hidden, adapted = self.hidden_size, self._ffn_adapted
         self._gemms(found, "dense", shared_expert_shard(block, hidden, layout.tp).projections, adapted=adapted)
         if block.shared_intermediate_size:
-            self._activation(found, split(block.shared_intermediate_size, layout.tp) * block.n_matrices, self.tokens)
+            self._activation(found, split(block.shared_intermediate_size, layout.tp), block.n_matrices, self.tokens)
             self._tensor_parallel(found)
         router = (Projection("router", hidden, block.n_experts + block.n_zero_experts),)
         self._gemms(found, "router", router, adapted=False, tokens=self.own_tokens, fmt="bf16")
@@ -328,7 +387,7 @@ class TrainingBlocks:
         projections = (up, Projection("down", width, hidden))
         self._gemms(each, "experts", projections, adapted=self._ffn_adapted, tokens=assignments / distinct)
         found.merge(each, distinct)
-        self._activation(found, width * block.n_matrices, assignments)
+        self._activation(found, width, block.n_matrices, assignments)
         copied = 2.0 * float(self.ops.elementwise_s(assignments * hidden * 2 * ACTIVATION_BYTES))
         found.add("permutation", copied, copied)
 
@@ -342,6 +401,8 @@ class TrainingBlocks:
                 found.add("host", sync_s / 2, sync_s / 2)
             one_way = self._one_way_s(block, own, assignments / mean, copies)
             found.add_traffic("all_to_all", one_way, one_way, self.work.expert_overlap_frac)
+            taken = EXCHANGE_SM_FRAC * one_way * self.work.expert_overlap_frac
+            found.add("all_to_all", taken, taken)
         if layout.etp > 1:
             n_bytes = assignments * block.expert_hidden_size * ACTIVATION_BYTES
             gather = 2 * float(self.ops.all_gather_s(n_bytes, layout.etp))

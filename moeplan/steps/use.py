@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moeplan.costs.memory import Params, layers_params, vocabulary_params
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import TrainingLayout
 from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.workload import TrainingWork
-from moeplan.steps.memory import MemoryFit, trained_params, training_stages
+from moeplan.steps.memory import MemoryFit
 from moeplan.steps.serving import Iteration, ServingStep
+from moeplan.steps.stages import rank_stages, training_stages
 from moeplan.steps.training import TrainingStep
+from moeplan.steps.training_memory import held_params, trained_params
 
 # forward, gradient of the inputs, gradient of the weights: each reads the weights of the stage once a micro batch
 _WEIGHT_PASSES = 3.0
@@ -45,22 +46,18 @@ def serving_use(step: ServingStep, fit: MemoryFit, iteration: Iteration, iterati
 def training_use(
     step: TrainingStep, model: ModelArchitecture, hardware: Hardware, layout: TrainingLayout, work: TrainingWork
 ) -> Use:
-    """Arithmetic as reported (MFU, a third more where all activations are recomputed); bytes of weights and optimizer.
+    """Arithmetic with what is recomputed; bytes of weights and gradients on the fullest rank.
 
     Activations are left out: a lower bound of the bandwidth.
     """
-    held, trained = Params(), Params()
-    for i, layers in enumerate(training_stages(model, layout, work)):
-        mine = layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.etp)
-        mine = mine + vocabulary_params(model, layout.tp, first=i == 0, last=i == layout.pp - 1)
-        if mine.total > held.total:
-            held, trained = mine, trained_params(model, layers, mine, layout, work)
+    ranks = rank_stages(training_stages(model, layout, work), layout)
+    held, stage = max(((held_params(model, rank, layout), rank) for rank in ranks), key=lambda pair: pair[0].total)
+    trained = trained_params(model, stage.layers, held, layout, work)
     weight_bytes = FORMATS[work.compute_format].bytes_per_value
     moved_bytes = step.n_micro_batches * (
         _WEIGHT_PASSES * held.total * weight_bytes + 2.0 * trained.total * work.gradient_bytes_per_param
     )
-    compute = step.mfu_frac * (4.0 / 3.0 if layout.recompute == "full" else 1.0)
-    return Use(_share(moved_bytes / step.step_time_s / hardware.device.memory_bytes_per_s), _share(compute))
+    return Use(_share(moved_bytes / step.step_time_s / hardware.device.memory_bytes_per_s), _share(step.hfu_frac))
 
 
 def _share(value: float) -> float:

@@ -81,7 +81,7 @@ EXCHANGE = {
     "n_tokens": 500.0, "hidden_size": 7168, "topk": 8, "n_experts": 256, "bytes_per_value": 2.0, "hardware": NVLINK,
 }  # fmt: skip
 RECURRENT = {"batch": 8, "q_tokens": 512, "conv_kernel": 4, "device": DEVICE, "p": recurrent.RECURRENT_DEFAULTS}
-RULE = memory.ActivationRule(2, True, 1, 2.0, "none")
+RULE = memory.ActivationRule(2, True, 1, 2.0)
 
 
 def group(op, **arguments):
@@ -389,11 +389,11 @@ WIDTHS = {
 }
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective"])
+@pytest.mark.parametrize("repeated", [(), ("norm", "activation", "latent_up"), ("attention", "mlp", "moe")])
 @pytest.mark.parametrize("block", [layer.blocks[0] for layer in LAYERS], ids=lambda b: type(b).__name__)
-def test_activation_bytes_scale_as_the_widths(block, recompute):
+def test_activation_bytes_scale_as_the_widths(block, repeated):
     """Bytes per token are a sum over widths: a block twice as wide, head sizes kept, leaves exactly twice as many."""
-    rule = replace(RULE, recompute=recompute)
+    rule = replace(RULE, repeated=frozenset(repeated))
     if isinstance(block, LatentAttention):
         block = replace(block, qk_rope_head_dim=0)
     wide = replace(block, **{name: 2 * getattr(block, name) for name in WIDTHS[type(block)]})

@@ -11,7 +11,9 @@ from moeplan.costs.memory import cache_bytes_per_sequence, layers_params, stages
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.workload import Adapter
-from moeplan.steps.memory import serving_memory, training_memory, training_stages
+from moeplan.steps.memory import serving_memory
+from moeplan.steps.stages import training_stages
+from moeplan.steps.training_memory import training_memory
 
 MODELS = {
     "gqa-moe": model(),
@@ -156,8 +158,10 @@ def test_training_stages_are_a_balanced_partition(n_layers, pp):
         return
     found = training_stages(model(n_layers=n_layers), TrainingLayout(pp=pp), work())
     assert len(found) == pp
-    assert all(found)
-    assert sum(map(len, found)) == n_layers
-    sizes = [len(stage) for stage in found[:-1]]
-    assert not sizes or max(sizes) <= -(-n_layers // pp) + 1
-    assert not sizes or len(found[-1]) <= max(sizes)  # the head counts
+    counts = [len(stage.layers) for stage in found]
+    assert all(counts)
+    assert sum(counts) == n_layers
+    assert pp == 1 or max(counts[:-1]) <= -(-n_layers // pp) + 1
+    assert pp == 1 or counts[-1] <= max(counts[:-1])  # the head counts
+    assert [stage.embedding for stage in found] == [True] + [False] * (pp - 1)
+    assert [stage.n_heads for stage in found] == [0] * (pp - 1) + [1]

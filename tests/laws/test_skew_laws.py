@@ -14,9 +14,10 @@ from moeplan.costs.routing import token_copies
 from moeplan.files.model_catalog import load_model
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.routing import Correlation, Popularity, RoutingAssumption
-from moeplan.steps.memory import serving_memory, training_memory
+from moeplan.steps.memory import serving_memory
 from moeplan.steps.serving import Iteration, ServingStep, step_parts_s
 from moeplan.steps.training import training_step
+from moeplan.steps.training_memory import training_memory
 
 MODEL = load_model("Qwen3-30B-A3B")
 MACHINE = hardware("h100-sxm")

@@ -11,7 +11,8 @@ from moeplan.files.model_catalog import load_model
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.workload import TrainingWork
 from moeplan.steps.fix import smallest_serving_fix, smallest_training_fix
-from moeplan.steps.memory import serving_memory, training_memory
+from moeplan.steps.memory import serving_memory
+from moeplan.steps.training_memory import training_memory
 
 
 @dataclass(frozen=True)
