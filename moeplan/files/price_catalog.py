@@ -61,6 +61,11 @@ def offers() -> Mapping[str, Offer]:
     return {name: _offer(row) for name, row in _rows(OFFERS).items()}
 
 
+def shipped_offers() -> tuple[Offer, ...]:
+    """The offers of the package alone, without the user's quotes."""
+    return tuple(_offer(row) for row in _read(OFFERS))
+
+
 def load_offer(name: str) -> Offer:
     """The offer called ``name``. Raises InputError, with the nearest names, when there is none."""
     row = _rows(OFFERS).get(name)

@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from moeplan.errors import InputError, Problem, did_you_mean, input_error
-from moeplan.files.price_catalog import API_OFFERS, OFFERS, quotes_path
+from moeplan.files.hardware_catalog import hardware_names
+from moeplan.files.price_catalog import API_OFFERS, OFFERS, quotes_path, shipped_offers
 from moeplan.files.schema_money import first_day
 from moeplan.files.write import write_text
-from moeplan.units import UnitError, parse
+from moeplan.units import Dimension, UnitError, parse
 
 Row = Mapping[str, str]
+Fault = tuple[str, str, str] | None  # what is wrong, what is allowed, a hint
+Judge = Callable[[str, str], Fault]  # of a field and the row's unit
 MAX_BYTES = 20_000_000
-_TERMS = ("on_demand", "spot", "reserved")
 _NEEDED = {
     OFFERS: ("name", "hardware", "n_gpus", "term", "value", "unit", "price_date", "source"),
     API_OFFERS: ("name", "model", "input", "output", "unit", "price_date", "source"),
@@ -109,39 +111,42 @@ def _row(path: Path, file: str, columns: list[str], line: int, fields: list[str]
     row |= {name: text.strip() for name, text in zip(columns, fields, strict=False)}
     row["kind"] = row["kind"] or "list price"
     row["basis"] = row["basis"] or "a quote of the user's own"
-
-    def check(column: str, judge: Callable[[str], tuple[str, str, str] | None]) -> None:
-        missing = ("no value", "", "") if not row[column] and column in _NEEDED[file] else None
-        found = missing or (judge(row[column]) if row[column] else None)
-        if found is not None:
-            col = 1 + sum(len(field) + 1 for field in fields[: columns.index(column)]) if column in columns else 1
-            what, allowed, hint = found
-            problems.append(Problem(str(path), line, col, column, what, row[column], allowed, hint))
-
-    for column in ("name", "source", "hardware" if file == OFFERS else "model"):
-        check(column, lambda text: ("a name has no blanks", "", "") if column == "name" and " " in text else None)  # noqa: B023
-    check("price_date", _judge_date)
-    check(
-        "kind",
-        lambda text: None if text in ("list price", "estimate") else ("unknown kind", "list price, estimate", ""),
-    )
-    if file == OFFERS:
-        check(
-            "term",
-            lambda text: None if text in _TERMS else ("unknown term", ", ".join(_TERMS), did_you_mean(text, _TERMS)),
-        )
-        check(
-            "n_gpus",
-            lambda text: None if text.isdecimal() and 0 < int(text) <= 10**6 else ("expected a count", "1 or more", ""),
-        )
-        check("value", lambda text: _judge_price(text, row["unit"], "usd_per_gpu_hour"))
-    else:
-        for column in ("input", "output", "cached_input", "batch_input", "batch_output"):
-            check(column, lambda text: _judge_price(text, row["unit"], "usd_per_token"))
+    for column, text in row.items():
+        fault: Fault = None
+        if text and column in _JUDGES:
+            fault = _JUDGES[column](text, row["unit"])
+        elif not text and column in _NEEDED[file]:
+            fault = ("no value", "", "")
+        if fault is not None:
+            before = fields[: columns.index(column)] if column in columns else []
+            col = 1 + sum(len(field) + 1 for field in before)
+            problems.append(Problem(str(path), line, col, column, fault[0], text, fault[1], fault[2]))
     return row
 
 
-def _judge_date(text: str) -> tuple[str, str, str] | None:
+def _name(text: str, _unit: str) -> Fault:
+    return ("a name has no blanks", "", "") if any(c.isspace() for c in text) else None
+
+
+def _hardware(text: str, _unit: str) -> Fault:
+    known = {*hardware_names(), *(offer.hardware for offer in shipped_offers())}
+    if text in known:
+        return None
+    return "unknown hardware", "a name of moeplan catalog hardware", did_you_mean(text, known)
+
+
+def _one_of(*names: str) -> Judge:
+    def judge(text: str, _unit: str) -> Fault:
+        return None if text in names else ("unknown value", ", ".join(names), did_you_mean(text, names))
+
+    return judge
+
+
+def _count(text: str, _unit: str) -> Fault:
+    return None if text.isdecimal() and 0 < int(text) <= 10**6 else ("expected a count", "1 or more", "")
+
+
+def _date(text: str, _unit: str) -> Fault:
     try:
         first_day(text)
     except ValueError:
@@ -149,18 +154,29 @@ def _judge_date(text: str) -> tuple[str, str, str] | None:
     return None
 
 
-def _judge_price(text: str, unit: str, dimension: str) -> tuple[str, str, str] | None:
-    try:
-        price = parse(f"{text} {unit}", dimension)  # type: ignore[arg-type]
-    except UnitError as error:
-        return error.what, error.allowed, error.hint
-    return (
-        ("must not be negative", "above 0", "")
-        if price < 0.0
-        else ("must not be zero", "above 0", "")
-        if price == 0.0
-        else None
-    )
+def _price(dimension: Dimension) -> Judge:
+    def judge(text: str, unit: str) -> Fault:
+        try:
+            price = parse(f"{text} {unit}", dimension)
+        except UnitError as error:
+            return error.what, error.allowed, error.hint
+        if price > 0.0:
+            return None
+        return ("must not be zero" if price == 0.0 else "must not be negative"), "above 0", ""
+
+    return judge
+
+
+_JUDGES: Mapping[str, Judge] = {
+    "name": _name,
+    "hardware": _hardware,
+    "n_gpus": _count,
+    "term": _one_of("on_demand", "spot", "reserved"),
+    "kind": _one_of("list price", "estimate"),
+    "price_date": _date,
+    "value": _price("usd_per_gpu_hour"),
+    **dict.fromkeys(("input", "output", "cached_input", "batch_input", "batch_output"), _price("usd_per_token")),
+}
 
 
 def _hint() -> str:

@@ -118,13 +118,22 @@ def lifecycle_cost(training: Spending, serving: Spending, served: Bill, total: Q
     after, second = reported(served)
     value = float(Decimal(repr(first)) + Decimal(repr(second)))
     breakdown = {f"training_{k}": v for k, v in before.items()} | {f"serving_{k}": v for k, v in after.items()}
+    idle, waits = training.cost.idle_usd, serving.cost.idle_usd
+    if idle is not None and waits is not None and serving.bill.compute > 0.0:
+        later = waits.scaled(served.compute / serving.bill.compute)
+        idle = Q(*(cents(a + b) for a, b in zip(_ends(idle), _ends(later), strict=True)))
     return replace(
         serving.cost,
         usd_per_million_output_tokens=per_million,
+        idle_usd=idle,
         total_usd=Q(value, min(value, cents(total.low)), max(value, cents(total.high))),
         breakdown=breakdown,
         not_counted=not_counted(training.bill.plus(served)),
     )
+
+
+def _ends(q: Q) -> tuple[float, float, float]:
+    return q.value, q.low, q.high
 
 
 def not_counted(whole: Bill) -> tuple[str, ...]:
