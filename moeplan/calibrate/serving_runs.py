@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
-
-import numpy as np
 
 from moeplan import metrics
 from moeplan.calibrate.published_settings import published_settings
@@ -19,7 +17,7 @@ from moeplan.files.hardware_catalog import load_hardware
 from moeplan.files.measured_runs import text_of
 from moeplan.files.model_catalog import load_model
 from moeplan.files.model_data import default_routing
-from moeplan.planner.serving import latency_interval, rate_interval, tables_at_ends, tier_of
+from moeplan.planner.serving import latency_interval, rate_interval, situation_of, tables_at_ends, tier_of
 from moeplan.provenance import Tier
 from moeplan.simulate.deployment import Deployment
 from moeplan.spec.layout import ServingLayout
@@ -27,7 +25,7 @@ from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.plan import Q
 from moeplan.spec.precision import FORMATS, Precision
 from moeplan.spec.scenario import Serving
-from moeplan.spec.uncertainty import ModelError
+from moeplan.spec.uncertainty import ANY, ModelError, situation
 from moeplan.spec.workload import Arrivals, Engine, LengthDistribution, Slo, Traffic
 
 Row = Mapping[str, Any]
@@ -43,9 +41,10 @@ NOMINAL_RATIO = 0.95
 OFFLINE_ROUNDS, OFFLINE_MOST = 4, 3000  # an offline run is this many full batches, at most so many requests
 
 _PRECISION = {"fp4": "nvfp4", "fp16": "bf16"}  # names of the table that are not formats
+_FLOODS = ("offline", "burst", "static")  # loads that come all at once
 _PARTS = ("experts", "attention", "dense")
 # stated name, format of the published checkpoint: the row means the checkpoint
-_NATIVE = {("fp8", "fp8_block"), ("fp4", "mxfp4")}
+_NATIVE = {("fp8", "fp8_block"), ("fp4", "mxfp4"), ("fp8", "mxfp4")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +64,19 @@ class RowResult:
     tier: Tier
     answers: tuple[Answer, ...]
     unanswered: tuple[tuple[str, str], ...]  # (metric, why)
-    load: str = ""  # of a serving row
+    situation: str = situation(ANY, ANY)
 
 
 def predict_row(row: Row, error: ModelError) -> RowResult:
     """Predictions of every metric the row states."""
     stated = stated_metrics(row)
     try:
-        deployment = deployment_of(row)
+        deployment = deployment_as_run(row)
         fit = deployment.fit()
-        if not fit.fits:  # the run exists: its operator gave the engine the memory it needed
-            deployment = _with_memory(deployment, 1.0)
-            fit = deployment.fit()
         if not fit.fits:
             why = f"memory: needs {fit.need_bytes / 1e9:.1f} GB of {fit.available_bytes / 1e9:.1f} GB per GPU"
             return RowResult(text_of(row, "run_id"), Tier.ESTIMATE, (), tuple((m, why) for m in stated))
-        tier = tier_of(deployment)
+        tier, error = tier_of(deployment), error.where(situation_of(deployment))
         logs = [deployment.run(table, fit) for table in tables_at_ends(deployment, error, tier)]
     except (InputError, ValueError) as problem:
         why = str(problem).splitlines()[0]
@@ -93,7 +89,7 @@ def predict_row(row: Row, error: ModelError) -> RowResult:
             missing.append((metric, "no request of the simulated run has it"))
         else:
             answers.append(Answer(metric, truth, q))
-    return RowResult(text_of(row, "run_id"), tier, tuple(answers), tuple(missing), text_of(row, "load"))
+    return RowResult(text_of(row, "run_id"), tier, tuple(answers), tuple(missing), error.situation)
 
 
 def stated_metrics(row: Row) -> dict[str, tuple[str, float]]:
@@ -124,7 +120,7 @@ def _value(
             rates = [m.output_tokens_per_s for m in found]
         if not rates or not all(map(math.isfinite, rates)):
             return None
-        return rate_interval(rates, error, tier, flat_out=text_of(row, "load") != "poisson")
+        return rate_interval(rates, error, tier, flat_out=text_of(row, "load") in _FLOODS)
     rows = [getattr(m, metric) for m in found]
     if rows[0].n == 0:
         return None
@@ -146,6 +142,25 @@ def _decode_only(row: Row) -> bool:
     return text_of(row, "load") == "static" and text_of(row, "engine").startswith("llama.cpp")
 
 
+def deployment_as_run(row: Row) -> Deployment:
+    """The deployment a row describes, or the nearest that fits: the run exists, so its operator made it fit.
+
+    By giving the engine all memory, limiting its context to the requests, or, where the row does not say what the
+    weights are, taking 8-bit ones. Raises as `deployment_of`; where nothing fits, the last tried is returned.
+    """
+    deployment = deployment_of(row)
+    if deployment.fit().fits:
+        return deployment
+    changes: list[Callable[[Deployment], Deployment]] = [_with_all_memory, _with_least_context]
+    if not text_of(row, "weight_precision"):
+        changes.append(_with_narrow_weights)
+    for change in changes:
+        deployment = change(deployment)
+        if deployment.fit().fits:
+            break
+    return deployment
+
+
 def deployment_of(row: Row) -> Deployment:
     """The deployment a row describes. Raises InputError for unknown names, ValueError for a contradictory row."""
     model, hardware = _model(text_of(row, "model")), _hardware(text_of(row, "hardware"))
@@ -163,7 +178,8 @@ def deployment_of(row: Row) -> Deployment:
     settings = published_settings(row)
     kv, weights = settings.pop("kv_cache", None), settings.pop("weights", None)
     settings.pop("requests_per_user", None)
-    engine = replace(engine, max_num_seqs=most, **{ENGINE_FIELDS[key]: value for key, value in settings.items()})
+    changes: dict[str, Any] = {ENGINE_FIELDS[key]: value for key, value in settings.items()}
+    engine = replace(engine, **{"max_num_seqs": most, **changes})
     # Without chunks an iteration must hold a prompt beside all decoding sequences: operators size it so (InferenceX).
     whole = 0 if engine.chunked_prefill else -(-(longest_prompt + most_users + 64) // 64) * 64
     engine = replace(engine, max_num_batched_tokens=max(engine.max_num_batched_tokens, most, whole))
@@ -198,6 +214,8 @@ def _layout(row: Row) -> ServingLayout:
     n_gpus = int(row["n_gpus"])
     if dp > 1 and tp * pp == n_gpus:  # dp counts attention ranks inside tp (README of the measured runs)
         tp //= dp
+    if tp * pp * dp == 2 * n_gpus and tp % 2 == 0:  # chips of two devices (tpu-v7) are one here
+        tp //= 2
     if tp * pp * dp != n_gpus:
         raise ValueError(f"tp {tp} x pp {pp} x dp {dp} is not the {n_gpus} GPUs stated")
     return ServingLayout(tp, pp, dp, ep if (tp * dp) % ep == 0 else 1)
@@ -274,18 +292,17 @@ def _lengths(row: Row, tokens: float) -> LengthDistribution:
     return LengthDistribution("uniform", (low + high) / 2.0, low, high)
 
 
-def _with_memory(deployment: Deployment, share: float) -> Deployment:
-    engine = replace(deployment.serving.engine, memory_utilization_frac=share)
+def _with_all_memory(deployment: Deployment) -> Deployment:
+    engine = replace(deployment.serving.engine, memory_utilization_frac=1.0)
     return replace(deployment, serving=replace(deployment.serving, engine=engine))
 
 
-def log_errors(results: Iterable[RowResult], metric: str, tier: Tier) -> np.ndarray:
-    """ln(measured / predicted) of one metric over the rows of a tier."""
-    found = [
-        math.log(a.truth / a.predicted.value)
-        for r in results
-        if r.tier is tier
-        for a in r.answers
-        if a.metric == metric and a.predicted.value > 0.0
-    ]
-    return np.array(found)
+def _with_least_context(deployment: Deployment) -> Deployment:
+    traffic = deployment.serving.traffic
+    longest = _longest(traffic.input_tokens) + _longest(traffic.output_tokens)
+    return replace(deployment, serving=replace(deployment.serving, max_context_tokens=longest))
+
+
+def _with_narrow_weights(deployment: Deployment) -> Deployment:
+    precision = replace(deployment.serving.precision, **dict.fromkeys(_PARTS, "fp8"))
+    return replace(deployment, serving=replace(deployment.serving, precision=precision))

@@ -10,6 +10,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pandas as pd
+
     from moeplan.calibrate.judge import Judged, Unanswered
     from moeplan.calibrate.serving_runs import RowResult
     from moeplan.files.measured_runs import RunTable
@@ -25,21 +27,33 @@ _CSV: dict[str, Any] = {"index": False, "float_format": "%.6g"}
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write every row with its prediction (CSV)."
 )
 @click.option("--held-out", is_flag=True, help="Only shapes that calibrate uses neither for a fit nor for an interval.")
-def accuracy(runs: Path, as_json: bool, markdown: bool, out: Path | None, held_out: bool) -> int:
+@click.option(
+    "--peer", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Another tool's predictions of the same serving runs (CSV), for --markdown.",
+)  # fmt: skip
+@click.option("--hardware", default="h200-sxm", show_default=True, help="Device of an engine's log.")
+def accuracy(
+    runs: Path, as_json: bool, markdown: bool, out: Path | None, held_out: bool, peer: Path | None, hardware: str
+) -> int:
     """Predict every row of measured runs and report MdAPE, MAPE, bias and the coverage of the 90 % intervals.
 
-    DIR holds tables of operations, <hardware>/<op>.<engine>.parquet. FILE is one such table, or a CSV table of serving
-    or training runs.
+    DIR holds tables of operations, <hardware>/<op>.<engine>.parquet, or an engine's log of every iteration and request
+    (engines.json, steps.csv.gz, traffic_requests.csv.gz), which is replayed. FILE is one such table, or a CSV table of
+    serving or training runs.
     """
     import json
 
     from moeplan.calibrate import judge
+    from moeplan.calibrate.engine_log import is_engine_log
     from moeplan.cli.progress import progress
 
+    if is_engine_log(runs):
+        return _replay_log(runs, hardware, as_json, out)
     with progress("reading") as say:
         if runs.suffix == ".csv":
-            report, rows_csv = _judge_runs(runs, held_out, say)
+            report, rows_csv, sections = _judge_runs(runs, held_out, markdown, peer, say)
         else:
+            sections = ""
             judged, missing = _judge_op_tables(runs, held_out, say)
             rows_csv = judge.rows_of(judged).to_csv(**_CSV)
             report = judge.report(judged, missing)
@@ -53,7 +67,7 @@ def accuracy(runs: Path, as_json: bool, markdown: bool, out: Path | None, held_o
     from moeplan.report.calibration import accuracy_markdown, print_accuracy
 
     if markdown:
-        click.echo(accuracy_markdown(report), nl=False)
+        click.echo(accuracy_markdown(report) + sections, nl=False)
     else:
         from rich.console import Console
 
@@ -61,8 +75,35 @@ def accuracy(runs: Path, as_json: bool, markdown: bool, out: Path | None, held_o
     return 0
 
 
-def _judge_runs(path: Path, held_out: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
-    """Report on the runs of one CSV file, with what of them was fitted to, and their rows with predictions as CSV."""
+def _replay_log(folder: Path, hardware: str, as_json: bool, out: Path | None) -> int:
+    """Iterations, requests and KV capacity of a real engine's log against the planner's."""
+    import json
+    from dataclasses import asdict
+
+    from moeplan.calibrate.engine_log import compare
+    from moeplan.cli.progress import progress
+    from moeplan.report.calibration import replay_markdown
+
+    with progress("reading") as say:
+        found = compare(folder, hardware, say)
+    if out is not None:
+        import pandas as pd
+
+        from moeplan.files.write import write_text
+
+        write_text(out, pd.DataFrame([asdict(one) for one in found]).to_csv(**_CSV))
+    click.echo(json.dumps({"comparisons": [one.as_json() for one in found]}, indent=1) if as_json else
+               replay_markdown(found), nl=as_json)  # fmt: skip
+    return 0
+
+
+def _judge_runs(
+    path: Path, held_out: bool, markdown: bool, peer: Path | None, say: Callable[[str], None]
+) -> tuple[dict[str, Any], str, str]:
+    """Report on the runs of one CSV file, with what of them was fitted to, and their rows with predictions as CSV.
+
+    Third, Markdown that only serving has.
+    """
     from moeplan.calibrate import judge, runs
     from moeplan.calibrate.leakage import leakage
     from moeplan.files.measured_runs import read_runs
@@ -79,7 +120,22 @@ def _judge_runs(path: Path, held_out: bool, say: Callable[[str], None]) -> tuple
     seen = leakage(table.kind, table.frame.to_dict("records"), read_ledger(shipped_ledger()))
     report |= {"leakage": seen.summary(), "validation": _validation(table, results, seen.validation)}
     rows = runs.rows_of(table, results).assign(used_to_fit=seen.fitted, near_duplicate=seen.near)
-    return report, rows.to_csv(**_CSV)
+    sections = _serving_sections(table, results, rows, peer) if markdown and table.kind == "serving" else ""
+    return report, rows.to_csv(**_CSV), sections
+
+
+def _serving_sections(table: RunTable, results: list[RowResult], rows: pd.DataFrame, peer: Path | None) -> str:
+    import pandas as pd
+
+    from moeplan.calibrate.left_out import leave_out
+    from moeplan.calibrate.runs import group_of
+    from moeplan.files.model_data import load_model_error
+    from moeplan.report.serving_accuracy import serving_sections
+
+    alike = {key: table.frame[key].astype(str).tolist() for key in ("model", "hardware", "engine")}
+    groups = [group_of(table.kind, row) for row in table.frame.to_dict("records")]
+    left_out = leave_out(results, groups, {"group": groups, **alike}, load_model_error())
+    return serving_sections(rows, left_out, None if peer is None else pd.read_csv(peer))
 
 
 def _validation(table: RunTable, results: list[RowResult], keep: tuple[bool, ...]) -> dict[str, Any]:

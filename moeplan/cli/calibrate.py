@@ -158,8 +158,9 @@ def _learn_model_error(runs: Path, out: Path | None, source: str, as_json: bool)
         for line in summary:
             evidence = f"{line['n_runs']} runs of {line['n_groups']} groups"
             click.echo(
-                f"{line['metric']} ({line['tier']}): {line['low']:+.3f} to {line['high']:+.3f} from {evidence}; "
-                f"coverage of groups left out {line['cross_coverage']:.0%}"
+                f"{line['metric']} ({line['tier']}, {line['situation']}): {line['low']:+.3f} to {line['high']:+.3f} "
+                f"from {evidence}; plain quantiles cover {line['cross_coverage']:.0%} of groups left out, so stretched "
+                f"by {line['stretch']:g}"
             )
         for source_part, n in left_out.items():
             if n:

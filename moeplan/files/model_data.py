@@ -44,12 +44,15 @@ def default_routing(model: ModelArchitecture, *, training: bool = False) -> Rout
 
 
 def load_model_error() -> ModelError:
-    """Errors of end-to-end predictions by metric and tier."""
+    """Errors of end-to-end predictions by metric, tier and situation."""
     return ModelError(
         {
             metric: {
-                Tier(tier): LogError(float(e["low"]), float(e["high"]), int(e["n_runs"]), str(e["source"]))
-                for tier, e in tiers.items()
+                Tier(tier): {
+                    key: LogError(float(e["low"]), float(e["high"]), int(e["n_runs"]), str(e["source"]))
+                    for key, e in situations.items()
+                }
+                for tier, situations in tiers.items()
             }
             for metric, tiers in _read(MODEL_ERROR).items()
         }
@@ -64,13 +67,15 @@ def model_error_path() -> Path:
 def model_error_text(error: ModelError) -> str:
     """``error`` as the data file."""
     lines = [
-        "# How wrong whole predictions are: 5 % and 95 % quantile of ln(measured / predicted), by metric and by the",
-        "# worst tier of the operation parameters behind a prediction (docs/method/uncertainty.md).",
-        "# n_runs 0 marks an estimate.",
+        "# How wrong whole predictions are: the interval of ln(measured / predicted) that holds nine runs of ten, by",
+        "# metric, by the worst tier of the operation parameters behind a prediction, and by situation (load/engine)",
+        "# (docs/method/uncertainty.md). n_runs 0 marks an estimate.",
     ]
     for metric, tiers in error.by_metric.items():
         lines.append(f"{metric}:")
-        for tier, e in tiers.items():
-            source = json.dumps(e.source)
-            lines.append(f"  {tier.value}: {{low: {e.low:g}, high: {e.high:g}, n_runs: {e.n_runs}, source: {source}}}")
+        for tier, situations in tiers.items():
+            lines.append(f"  {tier.value}:")
+            for key, e in situations.items():
+                numbers = f"low: {e.low:g}, high: {e.high:g}, n_runs: {e.n_runs}"
+                lines.append(f"    {key}: {{{numbers}, source: {json.dumps(e.source)}}}")
     return "\n".join(lines) + "\n"

@@ -51,17 +51,10 @@ def hull(value: float, *others: float) -> Q:
     return Q(value, min((value, *others)), max((value, *others)))
 
 
-def widened(q: Q, error: LogError) -> Q:
-    """``q`` with an independent log error on top (root sum of squares on each side)."""
-    if q.value <= 0.0:
-        return q
-    down = math.hypot(_log_ratio(q.value, q.low), min(error.low, 0.0))
-    up = math.hypot(_log_ratio(q.high, q.value), max(error.high, 0.0))
-    return Q(q.value, q.value * math.exp(-down), q.value * math.exp(up))
-
-
-def _log_ratio(a: float, b: float) -> float:
-    return math.log(a / b) if b > 0.0 else 0.0
+def at_least(q: Q, error: LogError) -> Q:
+    """``q``, or the interval of ``error`` where that reaches further."""
+    learnt = from_log_error(q.value, error)
+    return Q(q.value, min(q.low, learnt.low), max(q.high, learnt.high))
 
 
 def scaled_table(table: StepTable, factor: float) -> StepTable:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moeplan import metrics
-from moeplan.planner.intervals import from_log_error, hull, operations_used, scaled_table, widened, worst_tier
+from moeplan.planner.intervals import at_least, from_log_error, hull, operations_used, scaled_table, worst_tier
 from moeplan.planner.routing import routing_result
 from moeplan.provenance import Tier
 from moeplan.simulate.deployment import Deployment
@@ -17,7 +17,7 @@ from moeplan.simulate.routing_steps import serving_step
 from moeplan.simulate.serving import EventLog
 from moeplan.spec.plan import Percentiles, Q, RoutingResult, ServingResult
 from moeplan.spec.scenario import Serving
-from moeplan.spec.uncertainty import ModelError
+from moeplan.spec.uncertainty import ModelError, situation
 from moeplan.steps.memory import MemoryFit
 from moeplan.steps.serving import Iteration, step_parts_s
 from moeplan.steps.table import StepTable
@@ -48,7 +48,7 @@ def plan_serving(deployment: Deployment, error: ModelError, say: Say, *, brief: 
     this multiple of the predicted step time, as a search compares values; no capacity, no sample of the routing.
     """
     serving = deployment.serving
-    tier = tier_of(deployment)
+    tier, error = tier_of(deployment), error.where(situation_of(deployment))
     fit = deployment.fit()
     if not fit.fits:
         return ServingOutcome(fit, None, {}, None, {}, tier)
@@ -76,6 +76,13 @@ def tier_of(deployment: Deployment) -> Tier:
     """The worst tier among the operations that fill a step."""
     used = operations_used(deployment.hardware, deployment.serving.engine.name, deployment.operations())
     return worst_tier(used)
+
+
+def situation_of(deployment: Deployment) -> str:
+    """The class of predictions this one belongs to: how its load comes, and its engine."""
+    serving = deployment.serving
+    regime = "flood" if serving.traffic.arrivals.kind == "all_at_once" else "steady"
+    return situation(regime, serving.engine.name)
 
 
 def tables_at_ends(deployment: Deployment, error: ModelError, tier: Tier) -> list[StepTable]:
@@ -135,7 +142,7 @@ def _result(
     found = [metrics.serving_metrics(log, warmup, slo) for log in logs]
     mid = found[0]
 
-    flat_out = mid.saturated or serving.traffic.arrivals.kind in ("closed_loop", "all_at_once")
+    flat_out = mid.saturated or serving.traffic.arrivals.kind == "all_at_once"
 
     def rate(pick: Callable[[metrics.ServingMetrics], float]) -> Q:
         return rate_interval([pick(m) for m in found], error, tier, flat_out=flat_out)
@@ -187,12 +194,12 @@ def rate_interval(rates: list[float], error: ModelError, tier: Tier, *, flat_out
 
 
 def latency_interval(name: str, values: list[float], standard_error: float, error: ModelError, tier: Tier) -> Q:
-    """Hull of the simulated ends, the sampling error of the simulation, and for TTFT what step times do not explain."""
+    """Hull of the simulated ends, the sampling error of the simulation, and at least how wrong TTFT is as such."""
     q = hull(*values)
     if math.isfinite(standard_error):
         noise = 1.645 * standard_error  # 90 % of a normal
         q = Q(q.value, max(0.0, q.low - noise), q.high + noise)
-    return widened(q, error.of("ttft", tier)) if name == "ttft" else q
+    return at_least(q, error.of("ttft", tier)) if name == "ttft" else q
 
 
 def _slo_latencies(

@@ -30,6 +30,21 @@ def test_later_settings_win():
     assert published_settings(ROW | {"weight_precision": "fp8"})["max_num_batched_tokens"] == 32768
 
 
+def test_prompts_size_what_the_generator_sizes_by_them():
+    row = ROW | {"notes": "gemm=nan moe=nan", "model": "Llama-3.1-8B", "input_tokens": 2000.0}
+    assert published_settings(row | {"engine": "trtllm"})["max_num_batched_tokens"] == 4012
+    old, new = (published_settings(row | {"engine_version": version}) for version in ("0.5.1.post1", "0.5.6.post2"))
+    assert (old, new["prefill_first"]) == ({}, False)
+    assert "prefill_first" not in published_settings(row | {"notes": "gemm=nan; InferenceX", "engine_version": "0.5.9"})
+
+
+def test_the_command_line_a_run_quotes_counts():
+    notes = (
+        "1000 requests; cmd: vllm serve openai/gpt-oss-20b --async-scheduling --max-num-batched-tokens 4096 --max-num"
+    )
+    assert published_settings(ROW | {"notes": notes}) == {"async_scheduling": True, "max_num_batched_tokens": 4096}
+
+
 def test_runs_of_nobody_known_have_none():
     assert published_settings(ROW | {"notes": "gemm=fp8"}) == {}
     assert published_settings({k: v for k, v in ROW.items() if k != "notes"}) == {}
