@@ -328,18 +328,18 @@ def _whole_life(
 
 
 def _life_buys(service: Service, scenario: Scenario, run: _Run) -> dict[str, float]:
-    """Whole months in service that the limit pays after the training run."""
+    """Whole months in service that the limit pays after the training run, and what is served in them."""
     budget = scenario.money.budget
     if budget is None or budget.per == "month" or run.spending.cost.total_usd is None:
         return {}
     left = budget.limit_usd - run.spending.cost.total_usd.value
-    months = 0
+    months, tokens = 0, 0.0
     for month, _ in serve(service, scenario.demand, float(_LAST_MONTH)):
         left -= month.usd
         if left < 0.0:
             break
-        months = month.month
-    return {"months": float(months)}
+        months, tokens = month.month, tokens + month.output_tokens
+    return {"months": float(months), "output_tokens": tokens}
 
 
 def _life_changes(service: Service, scenario: Scenario, run: _Run, months: float) -> Iterator[Change]:

@@ -5,7 +5,7 @@ Equations: docs/method/energy.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.workload import TrainingWork
 from moeplan.steps.memory import MemoryFit
+from moeplan.steps.power import Arithmetic, Traffic
 from moeplan.steps.serving import Iteration, ServingStep
 from moeplan.steps.stages import rank_stages, training_stages
 from moeplan.steps.training import TrainingStep
@@ -38,6 +39,9 @@ def serving_use(step: ServingStep, fit: MemoryFit, iteration: Iteration, iterati
     ``iteration_s`` is the time of the whole pipeline: a GPU's own stage takes its share of both.
     """
     arithmetic_s, memory_s = (float(part) for part in step.used_s(np.asarray(iteration.n_tokens, np.float64)))
+    rows = np.asarray(iteration.decode_batch + len(iteration.prompts))
+    arithmetic_s += float(replace(step, operations=Arithmetic).head_s(rows))
+    memory_s += float(replace(step, operations=Traffic).head_s(rows))
     cache_bytes = iteration.decode_batch * iteration.decode_context_tokens * (fit.kv_bytes_per_token or 0.0)
     memory_s += cache_bytes * step.layout.pp / step.hardware.device.memory_bytes_per_s
     return Use(_share(memory_s / iteration_s), _share(arithmetic_s / iteration_s))

@@ -54,6 +54,7 @@ CASES = [
     ("adoption", life("{adoption: {start: 0, midpoint: 6 months}}"), "adoption.start: must not be zero"),
     ("midpoint", life("{adoption: {start: 10 %}}"), "demand.adoption.midpoint: missing key"),
     ("life-0", LIFE + "lifecycle: {duration: 0 months}\n", "lifecycle.duration: must not be zero"),
+    ("no-load", with_line(SERVING, 10, "    rate: 0 req/s"), "10:11: serving.traffic.rate: must not be zero"),
     ("budget", with_line(SERVING, 15, "budget: 0 USD/month"), "15:9: budget: must not be zero"),
     ("run-month", with_line(TRAINING, 13, "budget: 9000 USD/month"), "a training run ends: its budget is one amount"),
     ("currency", with_line(SERVING, 14, "price: 2 EUR/h"), "14:8: price: unknown currency EUR"),
