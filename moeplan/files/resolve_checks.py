@@ -64,8 +64,15 @@ def check_training(
     rs: Resolving, training: Training, model: ModelArchitecture, hardware: Hardware, gpus: int | None
 ) -> None:
     """Divisibility of layout, batch and sequence, and the GPU count, of a training run."""
-    loc: Loc = ("training", "layout")
-    layout, work = training.layout, training.work
+    for i, (layout, work) in enumerate(training.phases):
+        at: Loc = ("training",) if i == 0 else ("training", "phases", i - 1)
+        _check_phase(rs, at, layout, work, model)
+    own = 0 if training.rollout is None else training.rollout.n_own_gpus
+    _check_gpus(rs, ("training", "layout"), training.layout.n_gpus + own, training.layout.n_gpus, hardware, gpus)
+
+
+def _check_phase(rs: Resolving, at: Loc, layout: TrainingLayout, work: TrainingWork, model: ModelArchitecture) -> None:
+    loc: Loc = (*at, "layout")
     _check_tp(rs, (*loc, "tp"), layout.tp, model)
     if layout.stages:
         _check_placement(rs, (*loc, "stages"), layout, work, model)
@@ -81,7 +88,7 @@ def check_training(
     if work.global_batch_sequences % per_step:
         what = f"not a multiple of dp x micro_batch = {per_step}"
         rs.problem(
-            ("training", "global_batch"),
+            (*at, "global_batch"),
             what,
             work.global_batch_sequences,
             _multiples(per_step, work.global_batch_sequences),
@@ -92,22 +99,17 @@ def check_training(
     slices = 2 * layout.cp if layout.cp > 1 else 1
     if work.sequence_tokens % slices:
         what = f"context parallelism cuts a sequence into 2 x cp = {slices} parts"
-        rs.problem(
-            ("training", "sequence_length"), what, work.sequence_tokens, _multiples(slices, work.sequence_tokens)
-        )
+        rs.problem((*at, "sequence_length"), what, work.sequence_tokens, _multiples(slices, work.sequence_tokens))
     if layout.sequence_parallel and work.sequence_tokens % (layout.tp * layout.cp):
         what = f"sequence parallelism cuts a sequence into tp x cp = {layout.tp * layout.cp} parts"
-        rs.problem(("training", "sequence_length"), what, work.sequence_tokens)
+        rs.problem((*at, "sequence_length"), what, work.sequence_tokens)
     if work.sequence_tokens > model.max_context_tokens:
         what = f"longer than {model.name} was made for"
-        rs.problem(("training", "sequence_length"), what, work.sequence_tokens, f"at most {model.max_context_tokens}")
+        rs.problem((*at, "sequence_length"), what, work.sequence_tokens, f"at most {model.max_context_tokens}")
     if work.n_tokens < work.sequence_tokens * work.global_batch_sequences:
         what = "fewer tokens than one optimizer step"
         least = work.sequence_tokens * work.global_batch_sequences
-        rs.problem(
-            ("training", "tokens"), what, f"{work.n_tokens:g}", f"at least {least} (sequence_length x global_batch)"
-        )
-    _check_gpus(rs, loc, layout.n_gpus, layout.n_gpus, hardware, gpus)
+        rs.problem((*at, "tokens"), what, f"{work.n_tokens:g}", f"at least {least} (sequence_length x global_batch)")
 
 
 def _check_placement(

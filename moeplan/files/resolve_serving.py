@@ -28,7 +28,7 @@ def resolve_serving(
     precision = resolve_precision(
         rs, file.precision, ("serving", "precision"), "serving.precision", model, hardware.device, file.engine.name
     )
-    engine = _engine(rs, file.engine, hardware.device, layout.tp)
+    engine = resolve_engine(rs, file.engine, hardware.device, layout.tp, ("serving", "engine"), "serving.engine")
     max_context = _max_context(rs, file.engine, model)
     slo = resolve_slo(rs, file.slo, ("serving", "slo"), "serving.slo")
     traffic = resolve_traffic(rs, file.traffic, slo, max_context, arrays)
@@ -83,25 +83,25 @@ def check_runs(rs: Resolving, loc: Loc, name: str, device: Device) -> None:
     rs.problem(loc, f"{device.name} has no {fmt.compute} arithmetic", name, ", ".join(runs))
 
 
-def _engine(rs: Resolving, file: EngineFile, device: Device, tp: int) -> Engine:
+def resolve_engine(rs: Resolving, file: EngineFile, device: Device, tp: int, loc: Loc, at: str) -> Engine:
     """The engine's own defaults with what the user changed."""
     defaults = engine_defaults(file.name, device, tp)
-    rs.note("serving.engine.name", ("serving", "engine", "name"), shorthand=True)
+    rs.note(f"{at}.name", (*loc, "name"), shorthand=True)
     stated: dict[str, Any] = {}
     for key, field in ENGINE_FIELDS.items():
         own = getattr(file, key)
-        target = f"serving.engine.{field}"
+        target = f"{at}.{field}"
         if own is None and key not in defaults:
             continue  # a policy the engine does not have
         if own is None:
             rs.derived(target, "default", f"engines/{defaults[key].file}", defaults[key].source)
         else:
-            rs.note(target, ("serving", "engine", key))
+            rs.note(target, (*loc, key))
             stated[field] = own
     engine = replace(default_engine(file.name, device, tp), **stated)
     if engine.max_num_batched_tokens < engine.max_num_seqs and file.max_num_batched_tokens is not None:
         rs.problem(
-            ("serving", "engine", "max_num_batched_tokens"),
+            (*loc, "max_num_batched_tokens"),
             "fewer tokens than sequences in an iteration",
             engine.max_num_batched_tokens,
             f"at least max_num_seqs = {engine.max_num_seqs}",

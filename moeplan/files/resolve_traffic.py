@@ -58,7 +58,7 @@ def resolve_traffic(rs: Resolving, file: TrafficFile, slo: Slo, max_context: int
     """``slo``: targets of classes that state none. ``arrays``: hold a trace in numpy arrays."""
     recording = _recording(rs, file, (*_LOC, "trace"))
     lengths = {
-        key: None if own is None else _lengths(rs, own, (*_LOC, key), f"serving.traffic.{key}", max_context)
+        key: None if own is None else resolve_lengths(rs, own, (*_LOC, key), f"serving.traffic.{key}", max_context)
         for key, own in (("input_tokens", file.input_tokens), ("output_tokens", file.output_tokens))
     }
     classes = tuple(_class(rs, one, i, file, slo, max_context) for i, one in enumerate(file.classes or ()))
@@ -89,7 +89,7 @@ def _class(
     for field, key in (("name", "name"), ("share_frac", "share"), ("priority", "priority"), ("timeout_s", "timeout")):
         rs.note(f"{target}.{field}", (*loc, key))
     prompt, answer = (
-        None if own is None else _lengths(rs, own, (*loc, key), f"{target}.{key}", max_context)
+        None if own is None else resolve_lengths(rs, own, (*loc, key), f"{target}.{key}", max_context)
         for key, own in (("input_tokens", file.input_tokens), ("output_tokens", file.output_tokens))
     )
     own_slo = slo if file.slo is None else resolve_slo(rs, file.slo, (*loc, "slo"), f"{target}.slo")
@@ -105,7 +105,7 @@ def _conversations(rs: Resolving, file: TrafficFile, max_context: int) -> Conver
     target = "serving.traffic.conversations"
     for field, key in (("think_s", "think_time"), ("prefix_tokens", "shared_prefix"), ("n_prefixes", "prefixes")):
         rs.note(f"{target}.{field}", (*loc, key))
-    turns = _lengths(rs, own.turns, (*loc, "turns"), f"{target}.turns", max_context)
+    turns = resolve_lengths(rs, own.turns, (*loc, "turns"), f"{target}.turns", max_context)
     return Conversations(turns, own.think_time, own.shared_prefix, own.prefixes)
 
 
@@ -156,7 +156,7 @@ def _class_ids(rs: Resolving, recording: Recording, classes: tuple[RequestClass,
     return [index.get(name, 0) for name in recording.classes]
 
 
-def _lengths(rs: Resolving, file: LengthFile, loc: Loc, target: str, max_context: int) -> LengthDistribution:
+def resolve_lengths(rs: Resolving, file: LengthFile, loc: Loc, target: str, max_context: int) -> LengthDistribution:
     if file.fixed is not None:
         rs.note(target, (*loc, "fixed"), shorthand=True)
         return LengthDistribution("fixed", float(file.fixed), file.fixed, file.fixed)

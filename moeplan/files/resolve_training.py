@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, cast
 
 from moeplan.costs.model_state import checkpoint_bytes
 from moeplan.costs.schedule import Schedule, schedule_problem
 from moeplan.files.resolve_reliability import resolve_reliability
+from moeplan.files.resolve_rollout import resolve_rollout
 from moeplan.files.resolve_serving import check_runs
 from moeplan.files.resolving import Resolving
-from moeplan.files.schema_training import LoraFile, TrainingFile
+from moeplan.files.schema_training import LoraFile, TrainingFile, TrainingLayoutFile
 from moeplan.files.schema_walk import Loc
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import TrainingLayout
@@ -32,24 +34,54 @@ def resolve_training(rs: Resolving, file: TrainingFile, model: ModelArchitecture
     if (file.lora is None) == (file.method == "lora"):
         what = "method lora needs a `lora` section" if file.lora is None else "`lora` needs method lora"
         rs.problem(("training", "method"), what, file.method)
-    layout, work = _layout(rs, file), _work(rs, file, model, hardware)
+    if (file.rollout is None) == (file.method == "rl"):
+        what = "method rl needs a `rollout` section" if file.rollout is None else "`rollout` needs method rl"
+        rs.problem(("training", "method"), what, file.method)
+    layout, work = _layout(rs, file, file.layout, _LAYOUT), _work(rs, file, model, hardware)
+    rollout = None
+    if file.rollout is not None:
+        rollout = resolve_rollout(rs, file.rollout, model, hardware, layout.n_gpus, work.global_batch_sequences)
     saved = checkpoint_bytes(model, work)
-    return Training(layout, work, resolve_reliability(rs, file.reliability, hardware, layout.n_gpus, saved))
+    n_gpus = layout.n_gpus + (0 if rollout is None else rollout.n_own_gpus)
+    reliability = resolve_reliability(rs, file.reliability, hardware, n_gpus, saved)
+    later = tuple(_phase(rs, file, i, layout, work) for i in range(len(file.phases)))
+    return Training(layout, work, reliability, rollout, later)
 
 
-def _layout(rs: Resolving, file: TrainingFile) -> TrainingLayout:
-    own = file.layout
+def _phase(
+    rs: Resolving, file: TrainingFile, i: int, layout: TrainingLayout, work: TrainingWork
+) -> tuple[TrainingLayout, TrainingWork]:
+    """Phase ``i`` of the later ones: the first with what it changes."""
+    phase, loc = file.phases[i], ("training", "phases", i)
+    for key in ("tokens", "sequence_length", "global_batch", "micro_batch"):
+        rs.note(f"training.phases.{i}.{key}", (*loc, key))
+    own = layout if phase.layout is None else _layout(rs, file, phase.layout, (*loc, "layout"))
+    if own.n_gpus != layout.n_gpus:
+        what = f"this phase is laid out on {own.n_gpus} GPUs, the first on {layout.n_gpus}"
+        rs.problem((*loc, "layout"), what, hint="a run keeps its GPUs")
+    changed = replace(
+        work,
+        n_tokens=phase.tokens,
+        sequence_tokens=phase.sequence_length or work.sequence_tokens,
+        global_batch_sequences=phase.global_batch or work.global_batch_sequences,
+        micro_batch_sequences=phase.micro_batch or work.micro_batch_sequences,
+    )
+    return own, changed
+
+
+def _layout(rs: Resolving, file: TrainingFile, own: TrainingLayoutFile, loc: Loc) -> TrainingLayout:
+    target = ".".join(map(str, loc))
     for key in ("tp", "pp", "vpp", "cp", "dp", "ep", "etp", "sequence_parallel", "schedule", "stages"):
-        rs.note(f"training.layout.{key}", (*_LAYOUT, key))
-    rs.note("training.layout.zero_stage", (*_LAYOUT, "zero"))
-    rs.note("training.layout.recompute", ("training", "recompute"))
-    rs.note("training.layout.recompute_modules", ("training", "recompute_modules"))
+        rs.note(f"{target}.{key}", (*loc, key))
+    rs.note(f"{target}.zero_stage", (*loc, "zero"))
+    rs.note(f"{target}.recompute", ("training", "recompute"))
+    rs.note(f"{target}.recompute_modules", ("training", "recompute_modules"))
     schedule = cast(Schedule, own.schedule)
     per_step = own.dp * file.micro_batch
     if file.global_batch % per_step == 0 and schedule != "1f1b":
         problem = schedule_problem(schedule, own.pp, own.vpp, file.global_batch // per_step)
         if problem:
-            rs.problem((*_LAYOUT, "schedule"), problem, own.schedule)
+            rs.problem((*loc, "schedule"), problem, own.schedule)
     return TrainingLayout(
         tp=own.tp,
         pp=own.pp,
@@ -90,7 +122,7 @@ def _work(rs: Resolving, file: TrainingFile, model: ModelArchitecture, hardware:
     ):
         rs.note(f"training.work.{field}", ("training", key))
     return TrainingWork(
-        method=cast(Literal["pretrain", "full_finetune", "lora"], file.method),
+        method=cast(Literal["pretrain", "full_finetune", "lora", "rl"], file.method),
         n_tokens=file.tokens,
         sequence_tokens=file.sequence_length,
         global_batch_sequences=file.global_batch,

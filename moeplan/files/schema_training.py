@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from moeplan.files.pipeline_layout import check_pipeline_layout
+from moeplan.files.schema_serving import EngineFile, PrecisionFile, ServingLayoutFile
+from moeplan.files.schema_traffic import LengthFile
 from moeplan.files.schema_types import (
     Bandwidth,
     Count,
@@ -123,10 +125,42 @@ class TrainingLayoutFile(Section):
     sequence_parallel: Flag = Field(default=True, description="Shard norms and dropout over tp along the sequence.")
 
 
+class RolloutFile(Section):
+    """Reinforcement learning: every step answers all prompts with the model as it is, then learns from the answers."""
+
+    prompts: Count = Field(description="Prompts of one step.")
+    samples: Count = Field(default=1, description="Answers to each prompt (the group of GRPO).")
+    prompt_length: LengthFile = Field(description="Tokens of a prompt.")
+    response_length: LengthFile = Field(description="Tokens of an answer; the longest of a step is waited for.")
+    engine: EngineFile = Field(default=EngineFile(), description="Engine that generates.")
+    precision: PrecisionFile = Field(default=PrecisionFile(), description="Its weight format, or one by part.")
+    layout: ServingLayoutFile = Field(default=ServingLayoutFile(), description="Its parallel degrees and replicas.")
+    reference_model: Flag = Field(
+        default=True, description="Log probabilities of a frozen reference model too, one more forward pass."
+    )
+    placement: Annotated[str, choice("colocated", "separate")] = Field(
+        default="colocated",
+        description="colocated: on the training GPUs, in turn with the update; separate: on GPUs of its own, one step "
+        "ahead of the update.",
+    )
+
+
+class PhaseFile(Section):
+    """What changes in a later phase of the run; the rest stays."""
+
+    tokens: Annotated[float, quantity("tokens", above=0.0, most=1e18)] = Field(description="Tokens of this phase.")
+    sequence_length: Tokens | None = Field(default=None, description="Tokens of one sequence.")
+    global_batch: Count | None = Field(default=None, description="Sequences of one optimizer step.")
+    micro_batch: Count | None = Field(default=None, description="Sequences of one forward pass.")
+    layout: TrainingLayoutFile | None = Field(default=None, description="Parallel degrees, on as many GPUs.")
+
+
 class TrainingFile(Section):
     """A training run."""
 
-    method: Annotated[str, choice("pretrain", "full_finetune", "lora")] = Field(description="What is trained.")
+    method: Annotated[str, choice("pretrain", "full_finetune", "lora", "rl")] = Field(
+        description="What is trained; continued pretraining is `pretrain`, rl needs a `rollout`."
+    )
     tokens: Annotated[float, quantity("tokens", above=0.0, most=1e18)] = Field(
         description="Tokens the run processes, all epochs."
     )
@@ -188,5 +222,10 @@ class TrainingFile(Section):
         default=0.0, description="Share of saved activations sent to host memory and fetched for the backward pass."
     )
     lora: LoraFile | None = Field(default=None, description="The adapter, for method lora.")
+    rollout: RolloutFile | None = Field(default=None, description="How sequences are made, for method rl.")
+    phases: list[PhaseFile] = Field(
+        default=[],
+        description="Later phases, as a longer context or a larger batch; `tokens` above is the first's.",
+    )
     reliability: ReliabilityFile = Field(default=ReliabilityFile(), description="Failures and checkpoints.")
     layout: TrainingLayoutFile = Field(default=TrainingLayoutFile(), description="Parallel degrees.")

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from moeplan.planner.intervals import from_log_error, operations_used, worst_tier
+from moeplan.planner.rollout import generate, with_rollout
 from moeplan.planner.routing import routing_result
 from moeplan.planner.training_run import plan_run
 from moeplan.provenance import Tier
 from moeplan.simulate.routing_steps import training_step as routing_step
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.model import LatentAttention, ModelArchitecture
-from moeplan.spec.plan import Q, RoutingResult, TrainingResult, TrainingRun
+from moeplan.spec.plan import PhaseResult, Q, RoutingResult, TrainingResult, TrainingRun
 from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.scenario import Training
 from moeplan.spec.uncertainty import ModelError
+from moeplan.spec.workload import TrainingWork
 from moeplan.steps.memory import MemoryFit
 from moeplan.steps.training import TrainingCosts, TrainingStep
 from moeplan.steps.training_layer import KERNELS
@@ -94,24 +96,56 @@ def plan_training(
 
     ``brief``: no sample of the routing, as a search does without.
     """
-    fit = training_memory(model, hardware, training.layout, training.work, routing)
+    fit, generation = _fullest(model, hardware, training, routing), None
+    if fit.fits and training.rollout is not None:
+        generation = generate(model, hardware, training.rollout, routing, seed)
+        fit = fit if generation.fit.fits else generation.fit
     if not fit.fits:
         return TrainingOutcome(fit, None, None, {}, training_tier(model, hardware, training), np.empty(0))
-    found = predict_step(model, hardware, training, routing, error)
-    step, log_error = found.step, error.of("training_step", found.tier)
-    n_steps = math.ceil(training.work.n_tokens / step.n_tokens)
-    work_s = n_steps * step.step_time_s
-    n_gpus = training.layout.n_gpus
-    run, walls = plan_run(work_s, n_gpus, hardware, training.reliability, log_error, deadline_s, seed)
+    found = [
+        predict_step(model, hardware, replace(training, layout=layout, work=work), routing, error)
+        for layout, work in training.phases
+    ]
+    if training.rollout is not None and generation is not None:
+        changed = with_rollout(found[0].step, training.rollout, generation, model, hardware, training.work)
+        time_s = from_log_error(changed.step_time_s, error.of("training_step", found[0].tier))
+        found[0] = replace(found[0], step=changed, time_s=time_s)
+    phases = tuple(_phase(one, work) for one, (_, work) in zip(found, training.phases, strict=True))
+    first, work_s = found[0], sum(phase.work_s.value for phase in phases)
+    log_error = error.of("training_step", first.tier)
+    run, walls = plan_run(work_s, training.n_gpus, hardware, training.reliability, log_error, deadline_s, seed)
     return TrainingOutcome(
         fit=fit,
-        result=_result(found, n_steps, run),
+        result=_result(first, phases, run),
         routing=None if brief else _routing(model, hardware, training, routing),
-        time_breakdown=step.breakdown,
-        tier=found.tier,
+        time_breakdown=first.step.breakdown,
+        tier=first.tier,
         wall_samples_s=walls,
-        use=training_use(step, model, hardware, training.layout, training.work),
-        model_flop=step.model_flop / step.n_tokens * training.work.n_tokens,
+        use=training_use(first.step, model, hardware, training.layout, training.work),
+        model_flop=sum(
+            one.step.model_flop / one.step.n_tokens * work.n_tokens
+            for one, (_, work) in zip(found, training.phases, strict=True)
+        ),
+    )
+
+
+def _fullest(model: ModelArchitecture, hardware: Hardware, training: Training, routing: RoutingAssumption) -> MemoryFit:
+    """Memory of the phase that needs most."""
+    fits = [training_memory(model, hardware, layout, work, routing) for layout, work in training.phases]
+    return max(fits, key=lambda fit: fit.need_bytes)
+
+
+def _phase(found: StepPrediction, work: TrainingWork) -> PhaseResult:
+    n_steps = math.ceil(work.n_tokens / found.step.n_tokens)
+    return PhaseResult(
+        n_tokens=work.n_tokens,
+        sequence_tokens=work.sequence_tokens,
+        global_batch_sequences=work.global_batch_sequences,
+        n_steps=n_steps,
+        step_time_s=found.time_s,
+        tokens_per_s_per_gpu=found.tokens_per_s_per_gpu,
+        mfu_frac=found.mfu_frac,
+        work_s=found.time_s.scaled(n_steps),
     )
 
 
@@ -135,9 +169,9 @@ def training_tier(model: ModelArchitecture, hardware: Hardware, training: Traini
     return worst_tier(operations_used(hardware, KERNELS, used))
 
 
-def _result(found: StepPrediction, n_steps: int, run: TrainingRun) -> TrainingResult:
+def _result(found: StepPrediction, phases: tuple[PhaseResult, ...], run: TrainingRun) -> TrainingResult:
     step, per_s = found.step, found.time_s.inverse()
-    expected_s = n_steps * step.step_time_s / run.goodput_frac.value
+    expected_s = sum(phase.work_s.value for phase in phases) / run.goodput_frac.value
     low_s, high_s = run.wall_time_s["p5"], run.wall_time_s["p95"]
     wall = Q(expected_s, min(low_s, expected_s), max(high_s, expected_s))
     return TrainingResult(
@@ -149,8 +183,9 @@ def _result(found: StepPrediction, n_steps: int, run: TrainingRun) -> TrainingRe
         wall_time_s=wall,
         gpu_hours=wall.scaled(run.n_gpus_held / 3600.0),
         goodput_frac=run.goodput_frac,
-        n_steps=n_steps,
+        n_steps=sum(phase.n_steps for phase in phases),
         peak_memory_bytes=found.peak_bytes,
         hfu_frac=per_s.scaled(step.hfu_frac * step.step_time_s),
+        phases=phases,
         run=run,
     )

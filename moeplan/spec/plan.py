@@ -75,6 +75,20 @@ class TrainingRun:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseResult:
+    """One phase of a run: a sequence length, a batch, a layout."""
+
+    n_tokens: float
+    sequence_tokens: int
+    global_batch_sequences: int
+    n_steps: int
+    step_time_s: Q
+    tokens_per_s_per_gpu: Q
+    mfu_frac: Q
+    work_s: Q  # without failures
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingResult:
     step_time_s: Q
     tokens_per_s: Q
@@ -87,6 +101,7 @@ class TrainingResult:
     n_steps: int
     hfu_frac: Q  # as the MFU, with what is recomputed
     peak_memory_bytes: Q  # of the fullest GPU
+    phases: tuple[PhaseResult, ...]  # the figures above are the first one's, wall time and GPU hours of all
     run: TrainingRun
 
 

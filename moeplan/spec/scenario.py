@@ -31,12 +31,40 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollout:
+    """How a step of reinforcement learning makes the sequences it learns from: every prompt at once."""
+
+    serving: Serving
+    colocated: bool  # on the GPUs that train, in turn with it; else on GPUs of its own, one step ahead
+    reference: bool  # a second forward pass, through the reference model
+
+    @property
+    def n_sequences(self) -> int:
+        return self.serving.traffic.arrivals.n_requests
+
+    @property
+    def n_own_gpus(self) -> int:
+        return 0 if self.colocated else self.serving.layout.n_gpus
+
+
+@dataclass(frozen=True, slots=True)
 class Training:
-    """A training run."""
+    """A training run; ``later`` holds what comes after its first phase, on as many GPUs."""
 
     layout: TrainingLayout
     work: TrainingWork
     reliability: Reliability
+    rollout: Rollout | None = None
+    later: tuple[tuple[TrainingLayout, TrainingWork], ...] = ()
+
+    @property
+    def phases(self) -> tuple[tuple[TrainingLayout, TrainingWork], ...]:
+        return ((self.layout, self.work), *self.later)
+
+    @property
+    def n_gpus(self) -> int:
+        """Without spare nodes."""
+        return self.layout.n_gpus + (0 if self.rollout is None else self.rollout.n_own_gpus)
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,7 +173,7 @@ class Adapter:
 class TrainingWork:
     """One training run."""
 
-    method: Literal["pretrain", "full_finetune", "lora"]
+    method: Literal["pretrain", "full_finetune", "lora", "rl"]
     n_tokens: float
     sequence_tokens: int
     global_batch_sequences: int

@@ -49,6 +49,7 @@ class TrainingStep:
     recomputed_flop: float  # on top, of all GPUs
     peak_flop_per_s: float  # dense peak of one GPU in the arithmetic of ``compute_format``
     n_gpus: int
+    forward_s: float  # of a step that only computes log probabilities
 
     @property
     def flop_per_s_per_gpu(self) -> float:
@@ -97,6 +98,7 @@ class TrainingCosts:
         breakdown = {part: n_micro * seconds for part, seconds in busiest.parts().items()}
         hidden = {part: n_micro * seconds for part, seconds in busiest.hidden.items()}
         breakdown.update(_pipeline_parts(blocks, passes, n_micro, n_micro * busiest.total_s))
+        pipeline_s = sum(breakdown.values())
 
         ranks = rank_stages(positions, layout)
         held = [held_params(model, stage, layout) for stage in ranks]
@@ -117,6 +119,7 @@ class TrainingCosts:
             recomputed_flop=recomputed_flop_per_token(model, layout, work) * n_tokens,
             peak_flop_per_s=peak_flop_per_s(FORMATS[work.compute_format], self.hardware.device),
             n_gpus=layout.n_gpus,
+            forward_s=busiest.forward_s / busiest.total_s * pipeline_s,
         )
 
     def _passes(self, blocks: TrainingBlocks, positions: list[Stage]) -> list[Pass]:
