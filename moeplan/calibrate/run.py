@@ -29,6 +29,7 @@ class Calibration:
     """What a run found, by device."""
 
     entries: dict[str, dict[Key, dict[str, Any]]] = field(default_factory=dict)
+    tables: set[tuple[str, str]] = field(default_factory=set)  # (device, table) read, whatever came of it
     samples: list[Group] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # groups without enough rows
     failed: dict[str, list[str]] = field(default_factory=dict)  # device -> fits that did not converge
@@ -62,6 +63,7 @@ def calibrate(
             continue
         if problems:
             continue  # the rest is only checked
+        found.tables.add((file.hardware, f"{file.op}.{file.engine}"))
         for reason, n in pieces.left_out.items():
             found.left_out[f"{file.hardware}/{file.op}.{file.engine}", reason] = n
         for group in pieces.groups:
@@ -134,7 +136,7 @@ def write(found: Calibration, out: Path, today: str) -> list[Path]:
     for device, entries in sorted(found.entries.items()):
         if device in found.failed:
             continue
-        seen = {table["name"] for fit in entries.values() for table in fit["tables"]}
+        seen = {table for place, table in found.tables if place == device}
         old = newest(out / device)
         kept = [
             fit
@@ -147,7 +149,7 @@ def write(found: Calibration, out: Path, today: str) -> list[Path]:
             "fitted_on": today,
             "device": device,
             "method": "docs/method/calibration.md",
-            "fits": [*kept, *(entries[key] for key in sorted(entries))],
+            "fits": sorted([*kept, *entries.values()], key=lambda fit: (fit["op"], fit["engine"], fit["dtype"])),
         }
         write_document(path, document)
         written.append(path)

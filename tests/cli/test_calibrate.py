@@ -52,7 +52,7 @@ def test_fits_of_other_operations_are_carried_over(tmp_path):
     old.write_text(yaml.safe_dump({"fits": [kept]}))
     assert run("calibrate", tmp_path / "in", "--out", tmp_path / "out", "--json").exit_code == 0
     (new,) = (p for p in old.parent.iterdir() if p != old)
-    assert [fit["op"] for fit in yaml.safe_load(new.read_text())["fits"]] == ["moe", "gemm"]
+    assert [fit["op"] for fit in yaml.safe_load(new.read_text())["fits"]] == ["gemm", "moe"]
 
 
 def test_a_fit_that_does_not_converge_keeps_the_old_file(tmp_path, monkeypatch):
