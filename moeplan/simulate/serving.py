@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import simpy
 
-from moeplan.kernels import engine as kernel
-from moeplan.simulate.arrivals import Requests, draw_requests
+from moeplan.kernels import engine_state as state
+from moeplan.simulate.arrivals import draw_requests
+from moeplan.simulate.pool import OUTCOMES, Queues, ReplicaPool
 from moeplan.spec.layout import ServingLayout
 from moeplan.spec.workload import Engine, Traffic
 from moeplan.steps.table import StepTable
@@ -19,12 +20,13 @@ from moeplan.steps.table import StepTable
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-COMPLETED = kernel.COMPLETED
-OUTCOMES = {
-    kernel.COMPLETED: "completed",
-    kernel.REJECTED_EMPTY: "rejected: no input or output tokens",
-    kernel.REJECTED_CONTEXT: "rejected: longer than the context",
-    kernel.REJECTED_KV: "rejected: larger than the KV cache",
+__all__ = ["DISPATCH", "OUTCOMES", "EventLog", "HostMemory", "engine_limits", "simulate_serving"]
+
+COMPLETED = state.COMPLETED
+DISPATCH = {
+    "least_loaded": state.LEAST_LOADED,
+    "round_robin": state.ROUND_ROBIN,
+    "prefix_aware": state.PREFIX_AWARE,
 }
 _UNBOUNDED_BLOCKS = 2**50
 _WINDOW_S = 60.0  # simulated time between control events; a run gives the same events for any window
@@ -38,10 +40,12 @@ class EventLog:
     arrival_s: Floats  # when the user sent it
     scheduled_s: Floats  # start of the first iteration that worked on it
     first_token_s: Floats
-    finish_s: Floats  # last token, or the rejection
+    finish_s: Floats  # last token, the rejection, or when the engine learnt that the user had given up
     outcome: Ints  # key of OUTCOMES
     input_tokens: Ints
     output_tokens: Ints
+    hit_tokens: Ints  # prompt tokens found in the prefix cache
+    class_id: Ints
     replica: Ints  # -1: rejected at the door
     n_users: int  # closed loop; 0 otherwise
     n_ranks: int  # queues over all replicas: attention data-parallel ranks x pipeline lanes
@@ -51,14 +55,37 @@ class EventLog:
     decode_tokens: int
     running_time_s: float  # integral of running sequences over time, all ranks
     n_preemptions: int
+    n_swaps: int  # of them
+    host_hit_tokens: int  # prompt tokens whose KV came from host memory
     kv_peak_frac: float  # fullest moment of the fullest rank
+    batch_time_s: Floats  # (most running + 1,) time of iterations with so many sequences on a rank, all ranks
     window_s: Floats  # (n_windows,) ends of the control windows, which get longer in a long run
-    window_waiting: Ints  # (n_windows,) requests queued then, all ranks
-    window_running: Ints
+    window_replica_waiting: Ints  # (n_windows, n_replicas) requests queued then
+    window_replica_running: Ints
+    window_kv_frac: Floats  # (n_windows, n_replicas) share of the KV cache that running requests hold
+    window_cached_frac: Floats  # share that only the prefix cache holds
 
     @property
     def completed(self) -> npt.NDArray[np.bool_]:
         return self.outcome == COMPLETED
+
+    @property
+    def window_waiting(self) -> Ints:
+        """Requests queued at the end of each window, all replicas."""
+        return np.asarray(self.window_replica_waiting.sum(axis=1))
+
+    @property
+    def window_running(self) -> Ints:
+        return np.asarray(self.window_replica_running.sum(axis=1))
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Host memory of one attention data-parallel rank for KV, and the link to it."""
+
+    token_s: float  # one token's KV over the link
+    swap_tokens: float = 0.0  # KV tokens of swapped sequences
+    offload_tokens: float = 0.0  # KV tokens of idle blocks of the prefix cache
 
 
 def simulate_serving(
@@ -71,7 +98,8 @@ def simulate_serving(
     progress: Callable[[float], None] | None = None,
     *,
     max_context_tokens: int | None = None,
-    dispatch: Literal["least_loaded", "round_robin"] = "least_loaded",
+    dispatch: Literal["least_loaded", "round_robin", "prefix_aware"] = "least_loaded",
+    host: HostMemory | None = None,
     window_s: float = _WINDOW_S,
 ) -> EventLog:
     """Runs ``traffic`` through ``layout.replicas`` replicas until every request has ended.
@@ -80,28 +108,31 @@ def simulate_serving(
     progress: called after each window with the share of requests ended.
     max_context_tokens: longer requests (input + output) are rejected; None = no limit but the KV cache.
     dispatch: how requests reach replicas and their ranks.
+    host: for swapping and the offload tier; None: there is none.
     window_s: simulated time between looks at the queues; doubles every 200 looks. Does not change events.
 
     Raises ValueError for traffic or limits that cannot be simulated.
     """
-    limits = _limits(table, engine, layout, kv_capacity_tokens, max_context_tokens, dispatch)
+    limits = engine_limits(table, engine, layout, kv_capacity_tokens, max_context_tokens, dispatch, host)
     requests = draw_requests(traffic, seed)
     if not 0.0 < window_s < np.inf:
         raise ValueError(f"window_s: must be positive and finite (got {window_s})")
-    run = _Run(table, limits._replace(closed_loop=requests.n_users > 0), requests, layout.replicas)
+    pool = ReplicaPool(table, limits, requests, layout.replicas, None, engine.acceptance_frac, seed)
+    samples: list[tuple[float, Queues]] = []
     environment = simpy.Environment()
-    environment.run(environment.process(run.windows(environment, window_s, progress)))
-    return run.log()
+    environment.run(environment.process(_windows(environment, pool, samples, window_s, progress)))
+    return event_log(pool, requests.n_users, samples)
 
 
-def _limits(
+def engine_limits(
     table: StepTable,
     engine: Engine,
     layout: ServingLayout,
     kv_capacity_tokens: float,
     max_context_tokens: int | None,
     dispatch: str,
-) -> kernel.Limits:
+    host: HostMemory | None = None,
+) -> state.Limits:
     """Limits of one rank. Pipeline lanes share the sequences and the KV cache of their attention rank evenly."""
     for name in ("max_num_seqs", "max_num_batched_tokens", "kv_block_tokens"):
         if getattr(engine, name) < 1:
@@ -119,11 +150,23 @@ def _limits(
         raise ValueError(f"kv_capacity_tokens: must not be negative (got {kv_capacity_tokens})")
     if layout.replicas < 1 or layout.dp < 1:
         raise ValueError(f"layout: at least one replica and rank (got {layout.replicas}, {layout.dp})")
-    if dispatch not in ("least_loaded", "round_robin"):
-        raise ValueError(f"dispatch: least_loaded or round_robin (got {dispatch})")
+    if dispatch not in DISPATCH:
+        raise ValueError(f"dispatch: {' or '.join(DISPATCH)} (got {dispatch})")
+    if engine.draft_tokens < 0 or not 0.0 <= engine.acceptance_frac <= 1.0:
+        raise ValueError(f"drafts: none or more, accepted between 0 and 1 (got {engine.draft_tokens})")
+    verify_tokens = 1 + engine.draft_tokens
+    if verify_tokens > engine.max_num_batched_tokens:
+        raise ValueError(f"draft_tokens: below max_num_batched_tokens (got {engine.draft_tokens})")
     n_blocks = kv_capacity_tokens / table.pp / engine.kv_block_tokens
-    return kernel.Limits(
-        max_num_seqs=min(max(engine.max_num_seqs // table.pp, 1), engine.max_num_batched_tokens),
+    memory = HostMemory(0.0) if host is None else host
+    if not 0.0 <= memory.token_s < np.inf:
+        raise ValueError(f"host: time of a token must be finite and not negative (got {memory.token_s})")
+
+    def host_blocks(tokens: float) -> int:
+        return int(min(tokens / table.pp / engine.kv_block_tokens, _UNBOUNDED_BLOCKS))
+
+    return state.Limits(
+        max_num_seqs=min(max(engine.max_num_seqs // table.pp, 1), engine.max_num_batched_tokens // verify_tokens),
         max_num_batched_tokens=engine.max_num_batched_tokens,
         chunked_prefill=bool(engine.chunked_prefill),
         block_tokens=engine.kv_block_tokens,
@@ -131,8 +174,11 @@ def _limits(
         max_context_tokens=2**60 if max_context_tokens is None else int(max_context_tokens),
         ranks_per_replica=layout.dp * table.pp,
         lookahead=bool(engine.async_scheduling),
-        least_loaded=dispatch == "least_loaded",
+        dispatch=DISPATCH[dispatch],
         closed_loop=False,
+        chained=False,
+        by_priority=bool(engine.priority_scheduling),
+        has_timeouts=False,
         request_overhead_s=float(engine.request_overhead_s),
         front_request_s=float(engine.front_request_s),
         front_token_s=float(engine.front_token_s),
@@ -145,120 +191,69 @@ def _limits(
         wait_iterations=int(engine.batch_wait_iterations),
         balance_iterations=int(engine.dp_balance_iterations),
         wait_tokens=engine.batch_wait_tokens_frac * engine.max_num_batched_tokens,
+        verify_tokens=verify_tokens,
+        caches=bool(engine.prefix_caching),
+        unit_tokens=engine.kv_block_tokens,
+        unit_blocks=1,
+        host_blocks=host_blocks(memory.offload_tokens),
+        host_units=host_blocks(memory.offload_tokens),
+        swap_blocks=host_blocks(memory.swap_tokens) if engine.preemption == "swap" else 0,
+        block_link_s=float(memory.token_s * engine.kv_block_tokens),
+        link_overlaps=bool(engine.link_overlap),
     )
 
 
-class _Run:
-    """The arrays one simulation lives in."""
-
-    def __init__(self, table: StepTable, limits: kernel.Limits, requests: Requests, n_replicas: int) -> None:
-        self.limits = limits
-        self.table = kernel_table(table)
-        self.requests = _request_state(requests)
-        n_ranks = n_replicas * limits.ranks_per_replica
-        self.ranks = _rank_state(limits, n_ranks)
-        self.seats = _seats(limits, n_ranks, len(requests))
-        self.pool = _pool_state(n_replicas, requests.n_users)
-        self.samples: list[tuple[float, int, int]] = []
-
-    def advance(self, until_s: float) -> int:
-        """Runs the kernel to ``until_s``; how many requests have ended."""
-        return int(kernel.run(self.table, self.limits, self.requests, self.ranks, self.seats, self.pool, until_s))
-
-    def windows(
-        self, environment: simpy.Environment, window_s: float, progress: Callable[[float], None] | None
-    ) -> Generator[simpy.Event, None, None]:
-        """One simpy event per window: the kernel goes to its end, the queues are sampled."""
-        n_requests = self.requests.size
-        ended = 0
-        while ended < n_requests:
-            yield environment.timeout(window_s)
-            if len(self.samples) % _WINDOWS_BEFORE_DOUBLING == _WINDOWS_BEFORE_DOUBLING - 1:
-                window_s *= 2.0
-            ended = self.advance(float(environment.now))
-            running = int(self.ranks["n_decoding"].sum() + (self.ranks["prefilling"] >= 0).sum())
-            self.samples.append((float(environment.now), int(self.ranks["n_waiting"].sum()), running))
-            if progress is not None:
-                progress(ended / n_requests)
-
-    def log(self) -> EventLog:
-        window_s, waiting, running = (np.array(column) for column in zip(*self.samples, strict=True))
-        requests = {name: self.requests[name].copy() for name in kernel.REQUEST.names}
-        log = EventLog(
-            arrival_s=requests["arrival_s"],
-            scheduled_s=requests["scheduled_s"],
-            first_token_s=requests["first_token_s"],
-            finish_s=requests["finish_s"],
-            outcome=requests["outcome"],
-            input_tokens=requests["input_tokens"],
-            output_tokens=requests["output_tokens"],
-            replica=requests["rank"] // self.limits.ranks_per_replica,
-            n_users=self.pool.user_ready_s.size,
-            n_ranks=self.ranks.size,
-            replica_busy_s=self.pool.replicas["busy_s"].copy(),
-            replica_iterations=self.pool.replicas["n_iterations"].copy(),
-            prefill_tokens=int(self.ranks["prefill_tokens"].sum()),
-            decode_tokens=int(self.ranks["decode_tokens"].sum()),
-            running_time_s=float(self.ranks["running_time_s"].sum()),
-            n_preemptions=int(self.ranks["n_preemptions"].sum()),
-            kv_peak_frac=float(self.ranks["peak_blocks"].max() / max(self.limits.n_blocks, 1)),
-            window_s=window_s,
-            window_waiting=waiting,
-            window_running=running,
-        )
-        for name in log.__slots__:
-            if isinstance(value := getattr(log, name), np.ndarray):
-                value.flags.writeable = False
-        return log
+def _windows(
+    environment: simpy.Environment,
+    pool: ReplicaPool,
+    samples: list[tuple[float, Queues]],
+    window_s: float,
+    progress: Callable[[float], None] | None,
+) -> Generator[simpy.Event, None, None]:
+    """One simpy event per window: the kernel goes to its end, the queues are sampled."""
+    n_requests = pool.requests.size
+    ended = 0
+    while ended < n_requests:
+        yield environment.timeout(window_s)
+        if len(samples) % _WINDOWS_BEFORE_DOUBLING == _WINDOWS_BEFORE_DOUBLING - 1:
+            window_s *= 2.0
+        ended = pool.advance(float(environment.now))
+        samples.append((float(environment.now), pool.queues()))
+        if progress is not None:
+            progress(ended / n_requests)
 
 
-_SCALARS = ("step_overhead_s", "eager_time_s", "graph_max_tokens", "host_step_s", "host_row_s")
-
-
-def kernel_table(table: StepTable) -> kernel.Table:
-    """Own, writable, contiguous copies: the kernel is compiled for exactly that."""
-    arrays = {
-        name: np.array(getattr(table, name), dtype=np.float64, order="C")
-        for name in kernel.Table._fields
-        if name not in _SCALARS
-    }
-    return kernel.Table(**arrays, **{name: float(getattr(table, name)) for name in _SCALARS})
-
-
-def _request_state(requests: Requests) -> npt.NDArray[np.void]:
-    state = np.zeros(len(requests), dtype=kernel.REQUEST)
-    for name in ("arrival_s", "pause_s", "input_tokens", "output_tokens"):
-        state[name] = getattr(requests, name)
-    for name in ("ready_s", "scheduled_s", "first_token_s", "finish_s"):
-        state[name] = np.nan
-    state["rank"] = state["next_waiting"] = -1
-    state["outcome"] = kernel.PENDING
-    return state
-
-
-def _rank_state(limits: kernel.Limits, n_ranks: int) -> npt.NDArray[np.void]:
-    state = np.zeros(n_ranks, dtype=kernel.RANK)
-    state["queue_head"] = state["queue_tail"] = state["prefilling"] = -1
-    state["free_blocks"] = limits.n_blocks
-    return state
-
-
-def _seats(limits: kernel.Limits, n_ranks: int, n_requests: int) -> kernel.Seats:
-    shape = (n_ranks, min(limits.max_num_seqs, n_requests))
-    return kernel.Seats(
-        joining=np.zeros(shape, dtype=np.int64),
-        end_iteration=np.zeros(shape),
-        end_request=np.zeros(shape, dtype=np.int64),
-        block_residue=np.zeros((n_ranks, limits.block_tokens), dtype=np.int64),
+def event_log(pool: ReplicaPool, n_users: int, samples: list[tuple[float, Queues]]) -> EventLog:
+    """What happened in a pool whose requests have all ended; ``samples`` taken at ends of windows."""
+    requests, ranks = pool.requests, pool.ranks
+    n_blocks = max(pool.limits.n_blocks, 1)
+    replica_blocks = n_blocks * pool.limits.ranks_per_replica
+    log = EventLog(
+        **{name: requests[name].copy() for name in ("arrival_s", "scheduled_s", "first_token_s", "finish_s")},
+        **{
+            name: requests[name].astype(np.int64)
+            for name in ("outcome", "input_tokens", "output_tokens", "hit_tokens", "class_id")
+        },
+        replica=requests["rank"].astype(np.int64) // pool.limits.ranks_per_replica,
+        n_users=n_users,
+        n_ranks=ranks.size,
+        replica_busy_s=pool.pool.replicas["busy_s"].copy(),
+        replica_iterations=pool.pool.replicas["n_iterations"].copy(),
+        prefill_tokens=int(ranks["prefill_tokens"].sum()),
+        decode_tokens=int(ranks["decode_tokens"].sum()),
+        running_time_s=float(ranks["running_time_s"].sum()),
+        n_preemptions=int(ranks["n_preemptions"].sum()),
+        n_swaps=int(ranks["n_swaps"].sum()),
+        host_hit_tokens=int(ranks["host_hit_tokens"].sum()),
+        kv_peak_frac=float(ranks["peak_blocks"].max() / n_blocks),
+        batch_time_s=pool.pool.batch_time_s.copy(),
+        window_s=np.array([at_s for at_s, _ in samples]),
+        window_replica_waiting=np.array([queues.waiting for _, queues in samples]),
+        window_replica_running=np.array([queues.running for _, queues in samples]),
+        window_kv_frac=np.array([queues.used_blocks for _, queues in samples]) / replica_blocks,
+        window_cached_frac=np.array([queues.cached_blocks for _, queues in samples]) / replica_blocks,
     )
-
-
-def _pool_state(n_replicas: int, n_users: int) -> kernel.Pool:
-    counters = np.zeros(kernel.N_COUNTERS, dtype=np.int64)
-    counters[kernel.N_USERS_READY] = n_users
-    return kernel.Pool(
-        replicas=np.zeros(n_replicas, dtype=kernel.REPLICA),
-        user_ready_s=np.zeros(n_users),  # all users send at time zero
-        user_last=np.full(n_users, -1, dtype=np.int64),
-        counters=counters,
-    )
+    for name in log.__slots__:
+        if isinstance(value := getattr(log, name), np.ndarray):
+            value.flags.writeable = False
+    return log

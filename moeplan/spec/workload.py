@@ -152,6 +152,14 @@ class Engine:
     dp_balance_iterations: int = 0  # data-parallel ranks start prompts together, or after so long; 0: each on its own
     batch_wait_iterations: int = 0  # prompts wait so long for company while others decode ...
     batch_wait_tokens_frac: float = 0.0  # ... unless the iteration has this share of max_num_batched_tokens
+    prefix_caching: bool = False  # KV of shared prefixes is kept until its room is needed
+    priority_scheduling: bool = False  # requests wait in order of their priority, the least important is preempted
+    preemption: Literal["recompute", "swap"] = "recompute"
+    swap_bytes: float = 0.0  # host memory per GPU for swapped sequences
+    kv_offload_bytes: float = 0.0  # host memory per GPU for idle blocks of the prefix cache
+    link_overlap: bool = False  # KV moves over the host link while an iteration runs; else before it
+    draft_tokens: int = 0  # speculative decoding: drafts verified in an iteration
+    acceptance_frac: float = 0.0  # chance that a draft is accepted when all before it are
     fused_quantization: tuple[str, ...] = ()  # formats whose activations are quantised by the kernel before the GEMM
     expert_kernels: tuple[str, ...] = ()  # other kernels of the routed experts the engine picks where they are faster
     # How data-parallel ranks bring tokens to experts inside a domain: every token to all ranks, or each to its experts.

@@ -20,7 +20,8 @@ class StepTable:
     An iteration takes ``linear(tokens) + decode_attention(batch, mean context) + head(rows)`` plus the sum over its
     prompts of ``prefill_attention(query, cached)``; at least what the host needs meanwhile, ``host_step_s`` plus
     ``host_row_s`` a row, plus ``eager_time_s`` when it has more than ``graph_max_tokens`` tokens; plus
-    ``step_overhead_s``. Below a grid its first value holds, above it the last slope. Tokens, batch and rows are those
+    ``step_overhead_s``. With speculation ``draft(batch)`` more, and a decoding sequence counts with all tokens and rows
+    it verifies. Below a grid its first value holds, above it the last slope. Tokens, batch and rows are those
     of ONE attention data-parallel rank and, under pipeline parallelism, of one micro-batch; the table assumes the other
     ranks hold as many.
 
@@ -44,6 +45,8 @@ class StepTable:
     host_step_s: float = 0.0
     host_row_s: float = 0.0
     parts: Mapping[str, Array] = field(default_factory=dict)  # breakdown of linear_time_s, each (G,)
+    draft_time_s: Array | None = None  # (B,) drafting tokens for a batch; None: no drafts
+    graph_sizes: Array = field(default_factory=lambda: np.zeros(0))  # captured graphs, ascending: padded to the next
 
     def __post_init__(self) -> None:
         for name in ("token_grid", "decode_batch_grid", "decode_context_grid", "prefill_query_grid",
@@ -57,6 +60,10 @@ class StepTable:
             "prefill_attention_time_s": (self.prefill_query_grid.size, self.prefill_context_grid.size),
             "head_time_s": (self.head_rows_grid.size,),
         }
+        if self.draft_time_s is not None:
+            shapes["draft_time_s"] = (self.decode_batch_grid.size,)
+        if self.graph_sizes.ndim != 1 or not np.all(np.diff(self.graph_sizes, prepend=0.0) > 0):
+            raise ValueError("graph_sizes: must be positive and increase")
         for name, shape in shapes.items():
             time_s = getattr(self, name)
             if time_s.shape != shape:

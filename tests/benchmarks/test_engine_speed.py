@@ -15,7 +15,8 @@ import pytest
 from serving_cases import engine, fixed, table
 
 from moeplan.simulate.arrivals import draw_requests
-from moeplan.simulate.serving import _limits, _Run, simulate_serving
+from moeplan.simulate.pool import ReplicaPool
+from moeplan.simulate.serving import engine_limits, simulate_serving
 from moeplan.spec.layout import ServingLayout
 from moeplan.spec.workload import Arrivals, LengthDistribution, Traffic
 
@@ -62,12 +63,7 @@ def test_kernel_against_plain_twin(twin_class):
     """Same events as the plain Python loop, a few hundred times faster."""
     requests = draw_requests(CONVERSATION, 0)
     few = slice(0, 400)
-    limits = _limits(TABLE, engine(), ServingLayout(), KV, None, "round_robin")
-    start_s = time.process_time()
-    twin = twin_class(
-        TABLE, limits, 1, requests.arrival_s[few], requests.input_tokens[few], requests.output_tokens[few]
-    ).run()
-    twin_s = time.process_time() - start_s
+    limits = engine_limits(TABLE, engine(), ServingLayout(), KV, None, "round_robin")
     cut = type(requests)(
         requests.arrival_s[few],
         requests.input_tokens[few],
@@ -75,9 +71,12 @@ def test_kernel_against_plain_twin(twin_class):
         requests.n_users,
         requests.pause_s[few],
     )
-    run = _Run(TABLE, limits, cut, 1)
+    start_s = time.process_time()
+    twin = twin_class(TABLE, limits, 1, cut).run()
+    twin_s = time.process_time() - start_s
+    pool = ReplicaPool(TABLE, limits, cut, 1)
     start_s = time.perf_counter()
-    run.advance(np.inf)
+    pool.advance(np.inf)
     kernel_s = time.perf_counter() - start_s
-    np.testing.assert_allclose(run.requests["finish_s"], [r.finish_s for r in twin.requests])
+    np.testing.assert_allclose(pool.requests["finish_s"], [r.finish_s for r in twin.requests])
     assert twin_s / kernel_s > 100
