@@ -87,6 +87,10 @@ class HostMemory:
     swap_tokens: float = 0.0  # KV tokens of swapped sequences
     offload_tokens: float = 0.0  # KV tokens of idle blocks of the prefix cache
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.token_s < np.inf:
+            raise ValueError(f"token_s: must be finite and not negative (got {self.token_s})")
+
 
 def simulate_serving(
     table: StepTable,
@@ -134,33 +138,12 @@ def engine_limits(
     host: HostMemory | None = None,
 ) -> state.Limits:
     """Limits of one rank. Pipeline lanes share the sequences and the KV cache of their attention rank evenly."""
-    for name in ("max_num_seqs", "max_num_batched_tokens", "kv_block_tokens"):
-        if getattr(engine, name) < 1:
-            raise ValueError(f"{name}: at least 1 (got {getattr(engine, name)})")
-    for name in ("request_overhead_s", "front_request_s", "front_token_s"):
-        if not 0.0 <= getattr(engine, name) < np.inf:
-            raise ValueError(f"{name}: must be finite and not negative (got {getattr(engine, name)})")
-    shares = (engine.output_reserve_frac, engine.output_reserve_end_frac, engine.batch_wait_tokens_frac)
-    if not all(0.0 <= share <= 1.0 for share in shares) or engine.output_reserve_end_frac > engine.output_reserve_frac:
-        raise ValueError(f"output reserve and batch wait: shares between 0 and 1, the reserve falling (got {shares})")
-    waits = (engine.batch_wait_iterations, engine.dp_balance_iterations)
-    if engine.output_reserve_iterations < 1 or engine.receive_iterations < 1 or min(waits) < 0:
-        raise ValueError("iterations of reserve and receive: at least 1, of waits: at least 0")
-    if not kv_capacity_tokens >= 0.0:
-        raise ValueError(f"kv_capacity_tokens: must not be negative (got {kv_capacity_tokens})")
-    if layout.replicas < 1 or layout.dp < 1:
-        raise ValueError(f"layout: at least one replica and rank (got {layout.replicas}, {layout.dp})")
+    _check(engine, layout, kv_capacity_tokens)
     if dispatch not in DISPATCH:
         raise ValueError(f"dispatch: {' or '.join(DISPATCH)} (got {dispatch})")
-    if engine.draft_tokens < 0 or not 0.0 <= engine.acceptance_frac <= 1.0:
-        raise ValueError(f"drafts: none or more, accepted between 0 and 1 (got {engine.draft_tokens})")
     verify_tokens = 1 + engine.draft_tokens
-    if verify_tokens > engine.max_num_batched_tokens:
-        raise ValueError(f"draft_tokens: below max_num_batched_tokens (got {engine.draft_tokens})")
     n_blocks = kv_capacity_tokens / table.pp / engine.kv_block_tokens
     memory = HostMemory(0.0) if host is None else host
-    if not 0.0 <= memory.token_s < np.inf:
-        raise ValueError(f"host: time of a token must be finite and not negative (got {memory.token_s})")
 
     def host_blocks(tokens: float) -> int:
         return int(min(tokens / table.pp / engine.kv_block_tokens, _UNBOUNDED_BLOCKS))
@@ -201,6 +184,29 @@ def engine_limits(
         block_link_s=float(memory.token_s * engine.kv_block_tokens),
         link_overlaps=bool(engine.link_overlap),
     )
+
+
+def _check(engine: Engine, layout: ServingLayout, kv_capacity_tokens: float) -> None:
+    for name in ("max_num_seqs", "max_num_batched_tokens", "kv_block_tokens"):
+        if getattr(engine, name) < 1:
+            raise ValueError(f"{name}: at least 1 (got {getattr(engine, name)})")
+    for name in ("request_overhead_s", "front_request_s", "front_token_s"):
+        if not 0.0 <= getattr(engine, name) < np.inf:
+            raise ValueError(f"{name}: must be finite and not negative (got {getattr(engine, name)})")
+    shares = (engine.output_reserve_frac, engine.output_reserve_end_frac, engine.batch_wait_tokens_frac)
+    if not all(0.0 <= share <= 1.0 for share in shares) or engine.output_reserve_end_frac > engine.output_reserve_frac:
+        raise ValueError(f"output reserve and batch wait: shares between 0 and 1, the reserve falling (got {shares})")
+    waits = (engine.batch_wait_iterations, engine.dp_balance_iterations)
+    if engine.output_reserve_iterations < 1 or engine.receive_iterations < 1 or min(waits) < 0:
+        raise ValueError("iterations of reserve and receive: at least 1, of waits: at least 0")
+    if not kv_capacity_tokens >= 0.0:
+        raise ValueError(f"kv_capacity_tokens: must not be negative (got {kv_capacity_tokens})")
+    if layout.replicas < 1 or layout.dp < 1:
+        raise ValueError(f"layout: at least one replica and rank (got {layout.replicas}, {layout.dp})")
+    if engine.draft_tokens < 0 or not 0.0 <= engine.acceptance_frac <= 1.0:
+        raise ValueError(f"drafts: none or more, accepted between 0 and 1 (got {engine.draft_tokens})")
+    if engine.draft_tokens >= engine.max_num_batched_tokens:
+        raise ValueError(f"draft_tokens: below max_num_batched_tokens (got {engine.draft_tokens})")
 
 
 def _windows(
