@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from moeplan import metrics
+from moeplan.calibrate.disaggregated_runs import is_disaggregated, pool_layout, with_prefill
 from moeplan.calibrate.published_settings import published_settings
 from moeplan.errors import InputError
 from moeplan.files.engine_defaults import ENGINE_FIELDS, default_engine
@@ -17,7 +18,8 @@ from moeplan.files.hardware_catalog import load_hardware
 from moeplan.files.measured_runs import text_of
 from moeplan.files.model_catalog import load_model
 from moeplan.files.model_data import default_routing
-from moeplan.planner.serving import latency_interval, rate_interval, situation_of, tables_at_ends, tier_of
+from moeplan.planner.serving import situation_of, tables_at_ends, tier_of
+from moeplan.planner.serving_result import latency_interval, rate_interval
 from moeplan.provenance import Tier
 from moeplan.simulate.deployment import Deployment
 from moeplan.spec.layout import ServingLayout
@@ -164,7 +166,8 @@ def deployment_as_run(row: Row) -> Deployment:
 def deployment_of(row: Row) -> Deployment:
     """The deployment a row describes. Raises InputError for unknown names, ValueError for a contradictory row."""
     model, hardware = _model(text_of(row, "model")), _hardware(text_of(row, "hardware"))
-    layout = _layout(row)
+    apart = is_disaggregated(row)
+    layout = pool_layout(row, "decode") if apart else _layout(row)
     engine = default_engine(
         text_of(row, "engine").split()[0], hardware.device, layout.tp, text_of(row, "engine_version")
     )
@@ -190,9 +193,11 @@ def deployment_of(row: Row) -> Deployment:
         engine,
         traffic,
         Slo(None, None, None, 90.0),
-        max(model.max_context_tokens, longest),
+        longest if apart else max(model.max_context_tokens, longest),
     )
     stated = Deployment(model, hardware, serving, default_routing(model), 0)
+    if apart:
+        return with_prefill(stated, row, longest_prompt)
     if "enable_attention_dp" in text_of(row, "notes") and model.moe_blocks and layout.dp == 1:
         # The source's recipe for MoE models: "TPn" is n attention ranks. Where that does not fit, it was not what ran.
         ranks = replace(layout, tp=1, dp=layout.tp, ep=1)

@@ -82,7 +82,7 @@ def _summary(scenario: Scenario) -> str:
     parts = [f"{scenario.kind} of {scenario.model.name}"]
     if scenario.serving is not None:
         engine = scenario.serving.engine.name
-        parts.append(f"{scenario.serving.layout.n_gpus} x {scenario.hardware.slug} under {engine}")
+        parts.append(f"{scenario.serving.n_gpus} x {scenario.hardware.slug} under {engine}")
     if scenario.training is not None:
         hardware = scenario.training_hardware or scenario.hardware
         parts.append(f"{scenario.training.work.method} on {scenario.training.layout.n_gpus} x {hardware.slug}")

@@ -190,8 +190,9 @@ def n_domains(ep: int, hardware: Hardware) -> int:
 def exchanges_by_all_to_all(layout: ServingLayout, engine: Engine, hardware: Hardware) -> bool:
     """Whether dp ranks send tokens to experts one by one instead of gathering all of them everywhere.
 
-    Inside a domain that is the engine's default; beyond one only all-to-all (DeepEP) is usual.
+    Inside a node that is the engine's default; beyond one, also inside a domain of many nodes (NVL72), only all-to-all
+    (DeepEP) is usual: gathering costs every rank the tokens of all.
     """
     if layout.dp == 1 or layout.ep == 1:
         return False
-    return engine.expert_exchange == "all_to_all" or layout.tp * layout.dp > hardware.n_gpus_scale_up
+    return engine.expert_exchange == "all_to_all" or layout.tp * layout.dp > hardware.n_gpus_per_node

@@ -27,7 +27,8 @@ SERVING_NEEDED: tuple[str, ...] = (
 SERVING_NUMBERS: tuple[str, ...] = (
     "n_gpus", "tp", "pp", "dp", "ep", "input_tokens", "output_tokens", "length_ratio", "concurrency", "ttft_ms",
     "ttft_ms_median", "tpot_ms", "tpot_ms_median", "itl_ms", "e2e_ms", "e2e_ms_median", "output_tokens_per_s",
-    "input_tokens_per_s", "output_tokens_per_s_per_gpu", "requests_per_s",
+    "input_tokens_per_s", "output_tokens_per_s_per_gpu", "requests_per_s", "prefill_workers", "prefill_tp",
+    "prefill_dp", "prefill_ep", "decode_workers", "decode_tp", "decode_dp", "decode_ep",
 )  # fmt: skip
 SERVING_TEXT: tuple[str, ...] = (
     "run_id", "source", "licence", "measured_on", "model", "model_as_named", "hardware", "weight_precision",

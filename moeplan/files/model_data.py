@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +17,7 @@ from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.uncertainty import LogError, ModelError
 
+FLEET = "fleet.yaml"
 RELIABILITY = "reliability.yaml"
 MODEL_ERROR = "model_error.yaml"
 ROUTING = "routing.yaml"
@@ -34,6 +37,27 @@ def reliability_defaults() -> tuple[dict[str, float], dict[str, str]]:
     kind: dict[str, units.Dimension] = {"storage_bandwidth": "bytes_per_s"}
     values = {key: units.parse(entry["value"], kind.get(key, "duration")) for key, entry in table.items()}
     return values, sources
+
+
+@dataclass(frozen=True, slots=True)
+class FleetDefault:
+    """One default of a fleet in SI units with its citation."""
+
+    value: float
+    source: str
+
+
+@cache
+def fleet_defaults() -> Mapping[str, FleetDefault]:
+    """How replicas start, scale and go where the scenario does not say, by the key of the scenario."""
+    dimensions: dict[str, units.Dimension] = {"s": "duration", "bytes/s": "bytes_per_s"}
+    return {
+        key: FleetDefault(
+            units.parse(entry["value"], dimensions.get(entry["unit"], "fraction")),
+            f"{entry['source']} ({entry['kind']}, {entry['date']})",
+        )
+        for key, entry in _read(FLEET).items()
+    }
 
 
 def default_routing(model: ModelArchitecture, *, training: bool = False) -> RoutingAssumption:

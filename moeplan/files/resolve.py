@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from moeplan.errors import InputError, input_error
 from moeplan.files.locate import is_path
 from moeplan.files.model_data import load_model_error
-from moeplan.files.resolve_checks import check_serving_layout, check_training
+from moeplan.files.resolve_checks import check_fleet, check_serving_layout, check_training
 from moeplan.files.resolve_money import (
     MONTH_S,
     exchange_rates,
@@ -85,6 +85,7 @@ def _complete(
     if file.serving is not None:
         serving = resolve_serving(rs, file.serving, model, hardware, arrays=arrays)
         check_serving_layout(rs, ("serving", "layout"), serving.layout, model, hardware, file.gpus)
+        check_fleet(rs, serving, model, hardware, file.gpus)
     if file.training is not None:
         training = resolve_training(rs, file.training, model, trains_on)
         check_training(rs, training, model, trains_on, file.gpus if training_hardware is None else None)

@@ -21,7 +21,7 @@ from moeplan.spec.model import (
     SoftmaxAttention,
     StateSpace,
 )
-from moeplan.spec.scenario import Training
+from moeplan.spec.scenario import Serving, Training
 from moeplan.spec.workload import TrainingWork
 from moeplan.steps.stages import placement_problem
 
@@ -58,6 +58,29 @@ def training_problems(
 
 def _nowhere() -> Resolving:
     return Resolving(Node({}, Mark("", None, None)), Path())
+
+
+def check_fleet(
+    rs: Resolving, serving: Serving, model: ModelArchitecture, hardware: Hardware, gpus: int | None
+) -> None:
+    """Layout of the prefill pool, and the GPUs of both pools and of the most replicas together."""
+    n_gpus = serving.fleet.most_replicas(serving.layout) * serving.layout.n_gpus_per_replica
+    prefill = serving.prefill
+    if prefill is not None:
+        loc: Loc = ("serving", "prefill")
+        check_serving_layout(rs, loc, prefill.layout, model, hardware, None)
+        n_gpus += prefill.layout.n_gpus
+        reach = max(hardware.n_gpus_scale_up, hardware.n_gpus_per_node)
+        if hardware.scale_out is None and n_gpus > reach:
+            what = f"both pools have {n_gpus} GPUs, but {hardware.slug} connects {reach} and has no network"
+            rs.problem(loc, what, allowed=f"at most {reach}", hint="take hardware with a scale-out link")
+        if serving.fleet.changes:
+            rs.problem(
+                ("serving", "fleet"), "with a prefill pool the number of replicas stays", hint="see docs/limits.md"
+            )
+    if gpus is not None and gpus < n_gpus and serving.layout.n_gpus <= gpus:
+        what = f"prefill pool and most replicas need {n_gpus} GPUs"
+        rs.problem(("serving",), what, allowed=f"at most gpus = {gpus}", hint="raise gpus")
 
 
 def check_training(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from moeplan.files.engine_defaults import ENGINE_FIELDS, cache_format, default_engine, engine_defaults
+from moeplan.files.resolve_fleet import resolve_fleet, resolve_prefill
 from moeplan.files.resolve_traffic import resolve_slo, resolve_traffic
 from moeplan.files.resolving import Resolving
 from moeplan.files.schema_serving import EngineFile, PrecisionFile, ServingFile, ServingLayoutFile
@@ -32,7 +33,9 @@ def resolve_serving(
     max_context = _max_context(rs, file.engine, model)
     slo = resolve_slo(rs, file.slo, ("serving", "slo"), "serving.slo")
     traffic = resolve_traffic(rs, file.traffic, slo, max_context, arrays)
-    return Serving(layout, precision, engine, traffic, slo, max_context)
+    fleet = resolve_fleet(rs, file.fleet, layout)
+    prefill = None if file.prefill is None else resolve_prefill(rs, file.prefill, engine)
+    return Serving(layout, precision, engine, traffic, slo, max_context, fleet, prefill)
 
 
 def resolve_layout(rs: Resolving, file: ServingLayoutFile, loc: Loc, target: str) -> ServingLayout:

@@ -62,9 +62,6 @@ def resolve_traffic(rs: Resolving, file: TrafficFile, slo: Slo, max_context: int
         for key, own in (("input_tokens", file.input_tokens), ("output_tokens", file.output_tokens))
     }
     classes = tuple(_class(rs, one, i, file, slo, max_context) for i, one in enumerate(file.classes or ()))
-    for key in ("conversation", "timeout"):
-        if getattr(file, key) is not None:
-            rs.problem((*_LOC, key), "not simulated by this version")
     arrivals = _arrivals(rs, file, 0 if recording is None else len(recording))
     rs.note("serving.traffic.timeout_s", (*_LOC, "timeout"))
     trace = None if recording is None else _trace(rs, recording, file, classes, arrays)

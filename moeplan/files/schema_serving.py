@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from moeplan.files.schema_fleet import FleetFile, PrefillFile
 from moeplan.files.schema_traffic import SloFile, TrafficFile
 from moeplan.files.schema_types import (
     Bytes,
@@ -143,3 +144,9 @@ class ServingFile(Section):
     layout: ServingLayoutFile = Field(default=ServingLayoutFile(), description="Parallel degrees and replicas.")
     traffic: TrafficFile = Field(description="What is asked of it.")
     slo: SloFile = Field(default=SloFile(), description="Latency targets; none by default.")
+    fleet: FleetFile = Field(
+        default=FleetFile(), description="Dispatch, autoscaling, failures, spot capacity, updates of the replicas."
+    )
+    prefill: PrefillFile | None = Field(
+        default=None, description="Prefill replicas apart from those of `layout`, which then only decode."
+    )

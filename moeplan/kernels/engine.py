@@ -32,7 +32,7 @@ from moeplan.kernels.engine_iteration import (
     unbalanced,
 )
 from moeplan.kernels.engine_queue import busy, post, running, sort_in, wake
-from moeplan.kernels.engine_state import N_ENDED, ROUND_ROBIN
+from moeplan.kernels.engine_state import GAP_LOW_S, GAPS_PER_E, N_ENDED, N_GAPS, ROUND_ROBIN
 
 
 @inner
@@ -109,6 +109,8 @@ def _decode_run(table, limits, ranks, seats, pool, replica, steps, limit_s):
             pool.replicas[replica].n_unreceived += 1
         start_s = clock_s
         clock_s += step_s
+        for rank in range(first, last):
+            _count_gaps(ranks, pool, rank, ranks[rank].n_decoding, clock_s)
         post(limits, pool, replica, clock_s, n_tokens)
         done += 1
     for rank in range(first, last):
@@ -128,6 +130,20 @@ def _decode_run(table, limits, ranks, seats, pool, replica, steps, limit_s):
 def _count_time(ranks, pool, rank, n_running, time_s):
     ranks[rank].running_time_s += n_running * time_s
     pool.batch_time_s[n_running] += time_s
+
+
+@inner
+def _count_gaps(ranks, pool, rank, n_emitting, end_s):
+    """Time since the last tokens of a rank's decoding sequences, for those that get another at ``end_s``.
+
+    A sequence that begins to decode while others pause counts with their pause.
+    """
+    if n_emitting > 0:
+        gap_s = end_s - ranks[rank].emitted_s
+        place = np.int64(GAPS_PER_E * np.log(max(gap_s, GAP_LOW_S) / GAP_LOW_S))
+        pool.gap_tokens[min(place, N_GAPS - 1)] += n_emitting
+    if n_emitting > 0 or ranks[rank].n_decoding == 0:
+        ranks[rank].emitted_s = end_s
 
 
 @inner
@@ -222,6 +238,7 @@ def _iterate(table, limits, requests, ranks, seats, pool, replica, is_running):
     for rank in range(first, last):
         n_running = ranks[rank].n_decoding + ranks[rank].n_joining + (ranks[rank].prefilling >= 0)
         _count_time(ranks, pool, rank, n_running, step_s)
+        _count_gaps(ranks, pool, rank, ranks[rank].n_emitting, end_s)
         complete(limits, requests, ranks, seats, pool, rank, seen_s)
     pool.replicas[replica].busy_s += step_s
     pool.replicas[replica].n_iterations += 1

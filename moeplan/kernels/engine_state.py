@@ -27,6 +27,9 @@ NEXT_OF_STREAM = -1  # entry of the heap of sends: whatever request the stream h
 # Where a unit of a prefix is on a rank; above IDLE: on the GPU, and so many running requests use it
 ABSENT, ON_HOST, IDLE = -2, -1, 0
 
+# Times between tokens are counted in bins of 2 %, from a microsecond to a day.
+GAP_LOW_S, GAPS_PER_E, N_GAPS = 1e-6, 50, 1260
+
 # State is in records: one array instead of a dozen halves the compile time, and a record is in one cache line.
 REQUEST = np.dtype(
     [
@@ -91,6 +94,7 @@ RANK = np.dtype(
         ("high_s", "f8"),
         ("low_tokens", "f8"),
         ("high_tokens", "f8"),
+        ("emitted_s", "f8"),  # when its decoding sequences had their last token
         # Sums over the run
         ("prefill_tokens", "i8"),
         ("decode_tokens", "i8"),
@@ -211,6 +215,7 @@ class Pool(NamedTuple):
     send_request: Ints  # ... and which request, or NEXT_OF_STREAM
     ended: SmallInts  # (n_requests,) in the order in which they ended
     batch_time_s: Floats  # (max_num_seqs + 1,) time of iterations with so many sequences on a rank
+    gap_tokens: Floats  # (N_GAPS,) tokens by the time since the one before, see `gap_bin`
     accepted: SmallInts  # tokens a sequence gets in a decode iteration, drawn; a power of two of them
     door_s: Floats  # (1,) end of the last window: a request that found no replica is dispatched no earlier
     counters: Ints

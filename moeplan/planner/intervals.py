@@ -69,5 +69,6 @@ def scaled_table(table: StepTable, factor: float) -> StepTable:
         eager_time_s=table.eager_time_s * factor,
         host_step_s=table.host_step_s * factor,
         host_row_s=table.host_row_s * factor,
+        prefill_pool=None if table.prefill_pool is None else scaled_table(table.prefill_pool, factor),
         parts={name: part * factor for name, part in table.parts.items()},
     )

@@ -100,10 +100,13 @@ def judge(
         if not serving.fit.fits:
             fix = smallest_serving_fix(scenario.model, scenario.hardware, scenario.serving, scenario.routing)
         checks.append(v.memory_verdict(serving.fit, "one replica", fix))
+        if serving.prefill_fit is not None:
+            checks.append(v.memory_verdict(serving.prefill_fit, "one prefill replica", None))
         if serving.result is not None:
             checks.append(v.load_verdict(serving.result, scenario.serving.traffic.arrivals.rate_per_s))
             answered = serving.result.ttft_s is not None
-            checks += v.slo_verdicts(scenario.serving.slo, serving.slo_latency_s, answered=answered)
+            for name, (slo, latency_s) in serving.slo_latency_s.items():
+                checks += v.slo_verdicts(slo, latency_s, answered=answered, of_class=name)
     if budget is not None:
         checks.append(v.budget_verdict(budget))
     return checks

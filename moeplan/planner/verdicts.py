@@ -29,23 +29,25 @@ def memory_verdict(fit: MemoryFit, what: str, fix: Fix | None) -> Verdict:
     return Verdict("memory", fit.fits, need, have, "bytes", text)
 
 
-def slo_verdicts(slo: Slo, latency_s: Mapping[str, Q], *, answered: bool) -> list[Verdict]:
+def slo_verdicts(slo: Slo, latency_s: Mapping[str, Q], *, answered: bool, of_class: str = "") -> list[Verdict]:
     """One verdict per latency target; ``answered``: some request got its answer."""
+    suffix, whose = (f"_{of_class}", f" of {of_class}") if of_class else ("", "")
     targets = {"ttft": slo.ttft_s, "tpot": slo.tpot_s, "e2e": slo.e2e_s}
     found = []
     for name, target in targets.items():
         if target is None:
             continue
-        label = f"{_METRIC[name].capitalize()}"
+        label = f"{_METRIC[name].capitalize()}{whose}"
         if name not in latency_s:
             # one-token answers have no time between tokens; without a first token nothing was answered
             ok = name == "tpot" and answered
             text = (
                 f"{label}: every answer is a single token, so there is none to hold to the target of {_s(target)}."
                 if ok
-                else f"{label}: no request reached it, so the target of {_s(target)} is not met."
+                else f"{label}: too few requests were answered to have a p{slo.percentile:g}, so the target of "
+                f"{_s(target)} is not met."
             )
-            found.append(Verdict(f"slo_{name}", ok, target, None, "s", text))
+            found.append(Verdict(f"slo_{name}{suffix}", ok, target, None, "s", text))
             continue
         q = latency_s[name]
         ok = q.value <= target
@@ -53,7 +55,7 @@ def slo_verdicts(slo: Slo, latency_s: Mapping[str, Q], *, answered: bool) -> lis
             f"{label}: p{slo.percentile:g} is {_s(q.value)} (90 % sure: {_s(q.low)} to {_s(q.high)}) "
             f"against a target of {_s(target)}{_confidence(q, target)}."
         )
-        found.append(Verdict(f"slo_{name}", ok, target, q.value, "s", text))
+        found.append(Verdict(f"slo_{name}{suffix}", ok, target, q.value, "s", text))
     return found
 
 
@@ -63,15 +65,15 @@ def load_verdict(result: ServingResult, asked_per_s: float | None) -> Verdict:
     asked = "" if asked_per_s is None else f" of the {_n(asked_per_s)} asked for"
     most = "" if capacity is None else f"; it could serve up to {_n(capacity.value)} requests/s"
     served = f"{_n(result.requests_per_s.value)} requests/s"
+    unanswered = sum(result.reasons.values())
     if result.saturated:
         text = f"Load: the deployment is overloaded and its queue keeps growing; it serves {served}{asked}{most}."
-    elif result.n_requests_rejected:
-        total = result.n_requests_simulated
-        refused = f"{result.n_requests_rejected} of {total} requests were refused"
-        text = f"Load: {refused}: longer than the context or the KV cache."
+    elif unanswered:
+        named = ", ".join(f"{count} {reason}" for reason, count in result.reasons.items())
+        text = f"Load: {unanswered} of {result.n_requests_simulated} requests were not answered: {named}."
     else:
         text = f"Load: the deployment keeps up, serving {served}{asked}{most}."
-    ok = not result.saturated and result.n_requests_rejected == 0
+    ok = not result.saturated and not unanswered
     return Verdict("load", ok, asked_per_s, result.requests_per_s.value, "requests/s", text)
 
 
@@ -245,6 +247,8 @@ def _span(value_s: float) -> str:
 
 
 def _s(value: float) -> str:
+    if value == float("inf"):
+        return "never"
     return f"{value * 1e3:.3g} ms" if value < 1.0 else f"{_n(value)} s"
 
 

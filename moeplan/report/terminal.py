@@ -86,6 +86,7 @@ def _serving(result: ServingResult) -> Table:
     rows: tuple[tuple[str, Percentiles | None], ...] = (
         ("to the first token", result.ttft_s),
         ("per further token", result.tpot_s),
+        ("between two tokens", result.itl_s),
         ("end to end", result.e2e_s),
     )
     for label, row in rows:
@@ -96,6 +97,7 @@ def _serving(result: ServingResult) -> Table:
     throughput = _table("Throughput", "value", "90 % sure")
     for label, q, unit in (
         ("requests served", result.requests_per_s, "req/s"),
+        ("of them inside the targets", result.goodput_requests_per_s, "req/s"),
         ("most it could serve", result.capacity_requests_per_s, "req/s"),
         ("output tokens", result.output_tokens_per_s, "tok/s"),
         ("output tokens per GPU", result.output_tokens_per_s_per_gpu, "tok/s"),
@@ -104,10 +106,30 @@ def _serving(result: ServingResult) -> Table:
             throughput.add_row(label, f"{number(q.value)} {unit}", _span(q, number))
     q = result.utilization_frac
     throughput.add_row("time an iteration is running", f"{q.value:.0%}", f"{q.low:.0%} to {q.high:.0%}")
+    outcomes = result.outcomes
+    for label, count in (("rejected", outcomes.rejected), ("timed out", outcomes.timed_out), ("lost", outcomes.lost),
+                         ("sent again after a failure", outcomes.retried)):  # fmt: skip
+        if count:
+            throughput.add_row(f"requests {label}", f"{count:,}", f"of {result.n_requests_simulated:,}")
+    replicas = result.timeline.replicas
+    if replicas and min(replicas) < max(replicas):
+        throughput.add_row("replicas", f"{min(replicas):g} to {max(replicas):g}", "")
+        throughput.add_row("GPU hours per month", number(result.usage.gpu_hours_per_month), "at this pace")
     stack = Table.grid()
     stack.add_row(table)
     stack.add_row(throughput)
+    if result.classes:
+        stack.add_row(_classes(result))
     return stack
+
+
+def _classes(result: ServingResult) -> Table:
+    """Each class by the latencies at p90 and the share inside its own targets."""
+    table = _table("Class, p90", "first token", "per token", "end to end", "inside its targets")
+    for name, one in result.classes.items():
+        cells = ["" if row is None else seconds(row.p90.value) for row in (one.ttft_s, one.tpot_s, one.e2e_s)]
+        table.add_row(name, *cells, "" if one.slo_met_frac is None else f"{one.slo_met_frac.value:.1%}")
+    return table
 
 
 def _training(result: TrainingResult) -> Table:

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moeplan.costs.fabrics import fabric_of, stream_bytes_per_s
 from moeplan.simulate.arrivals import draw_requests
+from moeplan.simulate.disaggregated import KvTransfer, PoolSettings, simulate_disaggregated
 from moeplan.simulate.serving import EventLog, simulate_serving
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.model import LatentAttention, LinearAttention, ModelArchitecture, MoeMlp, SoftmaxAttention, StateSpace
 from moeplan.spec.scenario import RoutingAssumption, Serving
-from moeplan.spec.workload import Arrivals
+from moeplan.spec.workload import Arrivals, Traffic
 from moeplan.steps.memory import MemoryFit, serving_memory
 from moeplan.steps.serving import ServingStep, compile_step_table
 from moeplan.steps.table import StepTable
@@ -47,6 +49,17 @@ class Deployment:
             routing=self.routing,
         )
 
+    @property
+    def prefill(self) -> Deployment | None:
+        """The prefill pool as a deployment of its own, where prompts are computed apart."""
+        pool = self.serving.prefill
+        if pool is None:
+            return None
+        engine = replace(
+            self.serving.engine, max_num_seqs=pool.max_num_seqs, max_num_batched_tokens=pool.max_num_batched_tokens
+        )
+        return replace(self, serving=replace(self.serving, layout=pool.layout, engine=engine, prefill=None))
+
     def mean_context_tokens(self) -> float:
         """Tokens a running sequence holds on average: its prompt and half its answer, weighted by how long it runs.
 
@@ -59,22 +72,54 @@ class Deployment:
         return float(np.average(np.maximum(context, 1.0), weights=weight))
 
     def table(self) -> StepTable:
-        """Times of an iteration. Raises ValueError where the hardware lacks a rate or link."""
+        """Times of an iteration, in the prefill pool too. Raises ValueError where the hardware lacks a rate or link."""
         s = self.serving
-        return compile_step_table(self.model, self.hardware, s.layout, s.precision, s.engine, self.routing)
+        table = compile_step_table(self.model, self.hardware, s.layout, s.precision, s.engine, self.routing)
+        return table if self.prefill is None else replace(table, prefill_pool=self.prefill.table())
 
     def run(self, table: StepTable, fit: MemoryFit, arrivals: Arrivals | None = None) -> EventLog:
         """Every request of the traffic to its end; ``arrivals`` replaces the traffic's own."""
         s = self.serving
+        traffic = s.traffic if arrivals is None else replace(s.traffic, arrivals=arrivals)
+        if self.prefill is not None:
+            return self._run_pools(self.prefill, table, fit, traffic)
         return simulate_serving(
             table,
-            s.traffic if arrivals is None else replace(s.traffic, arrivals=arrivals),
+            traffic,
             s.engine,
             s.layout,
-            math.inf if fit.kv_capacity_tokens is None else fit.kv_capacity_tokens,
+            _held(fit),
             self.seed,
             max_context_tokens=s.max_context_tokens,
+            fleet=s.fleet,
+            weight_bytes=self._weight_bytes(fit),
         )
+
+    def _run_pools(self, prefill: Deployment, table: StepTable, fit: MemoryFit, traffic: Traffic) -> EventLog:
+        s, first, first_fit = self.serving, prefill.serving, prefill.fit()
+        return simulate_disaggregated(
+            PoolSettings(table.prefill_pool or prefill.table(), first.engine, first.layout, _held(first_fit)),
+            PoolSettings(table, s.engine, s.layout, _held(fit)),
+            traffic,
+            self._transfer(fit, first_fit),
+            self.seed,
+            max_context_tokens=s.max_context_tokens,
+            dispatch=s.fleet.dispatch,
+        )
+
+    def _transfer(self, fit: MemoryFit, prefill_fit: MemoryFit) -> KvTransfer:
+        """Every GPU of a rank sends or receives its part of the cache; the larger part takes longest."""
+        n_gpus = self.serving.n_gpus
+        per_token = max(fit.kv_bytes_per_token or 0.0, prefill_fit.kv_bytes_per_token or 0.0)
+        if n_gpus <= self.hardware.n_gpus_scale_up:
+            link = self.hardware.scale_up
+            return KvTransfer(per_token, link.bytes_per_s, link.latency_s)
+        return KvTransfer(per_token, stream_bytes_per_s(self.hardware), fabric_of(self.hardware)["hop_s"])
+
+    def _weight_bytes(self, fit: MemoryFit) -> float:
+        """What a replica reads when it starts: the fullest GPU's weights, for all of its GPUs."""
+        per_gpu = sum(size for name, size in fit.breakdown.items() if name.startswith("weights_"))
+        return per_gpu * self.serving.layout.n_gpus_per_replica
 
     def operations(self) -> tuple[tuple[str, str], ...]:
         """(operation, number format) of what fills a step."""
@@ -94,3 +139,7 @@ class Deployment:
         if self.serving.layout.n_gpus_per_replica > 1:
             used.append(("all_reduce", "bf16"))
         return tuple(used)
+
+
+def _held(fit: MemoryFit) -> float:
+    return math.inf if fit.kv_capacity_tokens is None else fit.kv_capacity_tokens

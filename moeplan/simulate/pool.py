@@ -29,6 +29,16 @@ OUTCOMES = {
     state.LOST: "lost with its replica",
     state.UNSERVED: "no replica took it",
 }
+OUTCOME_KINDS = {
+    state.COMPLETED: "completed",
+    state.REJECTED_EMPTY: "rejected",
+    state.REJECTED_CONTEXT: "rejected",
+    state.REJECTED_KV: "rejected",
+    state.TIMED_OUT_WAITING: "timed_out",
+    state.TIMED_OUT_RUNNING: "timed_out",
+    state.LOST: "lost",
+    state.UNSERVED: "lost",
+}
 _N_DRAWS = 4096  # of tokens accepted in an iteration; repeated after that
 
 
@@ -83,6 +93,12 @@ class ReplicaPool:
         self.pool = _pool_state(n_replicas, requests, self.seats.end_request.shape[1], accepted)
         for replica in range(n_replicas if n_accepting is None else n_accepting):
             self.accept(replica, True)
+
+    @property
+    def last_own_s(self) -> float:
+        """Last arrival of a request that comes by itself; NaN where there are none (a closed loop)."""
+        n_stream = int(self.pool.counters[state.N_STREAM])
+        return float(self.requests["arrival_s"][n_stream - 1]) if n_stream and not self.limits.closed_loop else np.nan
 
     @property
     def n_ended(self) -> int:
@@ -162,6 +178,29 @@ class ReplicaPool:
         """Requests that have not found a replica: all to come, from the stream and from sends."""
         pending = (self.requests["outcome"] == state.PENDING) & (self.requests["rank"] < 0)
         return np.flatnonzero(pending)
+
+    def next_send_s(self) -> float:
+        """When the next request reaches the door, or did while no replica took any; inf: none is to come."""
+        counters = self.pool.counters
+        at = int(counters[state.NEXT_REQUEST])
+        in_stream = at < counters[state.N_STREAM]
+        stream_s = float(self.requests["arrival_s"][at]) if in_stream and not self.limits.closed_loop else np.inf
+        n_sends = int(counters[state.N_SENDS])
+        sends_s = self.pool.send_s[:n_sends]
+        if not in_stream:  # users who would take from the stream have nothing left to send
+            sends_s = sends_s[self.pool.send_request[:n_sends] != state.NEXT_OF_STREAM]
+        return min(stream_s, float(sends_s.min(initial=np.inf)))
+
+    def n_at_door(self, now_s: float) -> int:
+        """Requests sent by ``now_s`` that no replica has taken."""
+        counters = self.pool.counters
+        sends_s = self.pool.send_s[: int(counters[state.N_SENDS])]
+        at, n_stream = int(counters[state.NEXT_REQUEST]), int(counters[state.N_STREAM])
+        n = int(np.count_nonzero(sends_s <= now_s))
+        if not self.limits.closed_loop:
+            return n + int(np.searchsorted(self.requests["arrival_s"][at:n_stream], now_s, side="right"))
+        fresh = np.count_nonzero(self.pool.send_request[: sends_s.size][sends_s <= now_s] == state.NEXT_OF_STREAM)
+        return n - max(0, int(fresh) - (n_stream - at))
 
     def queues(self) -> Queues:
         """What is queued, running and cached now: iterations under way count as done."""
@@ -264,6 +303,7 @@ def _pool_state(n_replicas: int, requests: Requests, most_running: int, accepted
         send_request=send_request,
         ended=np.zeros(len(requests), dtype=np.int32),
         batch_time_s=np.zeros(most_running + 1),
+        gap_tokens=np.zeros(state.N_GAPS),
         accepted=accepted,
         door_s=np.zeros(1),
         counters=counters,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import simpy
 
 from moeplan.kernels import engine_state as state
 from moeplan.simulate.arrivals import draw_requests
-from moeplan.simulate.pool import OUTCOMES, Queues, ReplicaPool
+from moeplan.simulate.fleet import WINDOW_S, FleetHistory, FleetRun
+from moeplan.simulate.pool import OUTCOMES, ReplicaPool
+from moeplan.spec.fleet import PLAIN_FLEET, Fleet
 from moeplan.spec.layout import ServingLayout
 from moeplan.spec.workload import Engine, Traffic
 from moeplan.steps.table import StepTable
@@ -29,8 +29,6 @@ DISPATCH = {
     "prefix_aware": state.PREFIX_AWARE,
 }
 _UNBOUNDED_BLOCKS = 2**50
-_WINDOW_S = 60.0  # simulated time between control events; a run gives the same events for any window
-_WINDOWS_BEFORE_DOUBLING = 200  # then windows double, so that a run of years takes a few thousand
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +46,7 @@ class EventLog:
     class_id: Ints
     replica: Ints  # -1: rejected at the door
     n_users: int  # closed loop; 0 otherwise
+    last_own_s: float  # last arrival that no answer brought about; NaN in a closed loop
     n_ranks: int  # queues over all replicas: attention data-parallel ranks x pipeline lanes
     replica_busy_s: Floats  # (n_replicas,) time in iterations
     replica_iterations: Ints  # (n_replicas,)
@@ -58,8 +57,17 @@ class EventLog:
     n_swaps: int  # of them
     host_hit_tokens: int  # prompt tokens whose KV came from host memory
     kv_peak_frac: float  # fullest moment of the fullest rank
+    gap_s: Floats  # (n_bins,) times between tokens of an answer ...
+    gap_tokens: Floats  # ... and how many tokens came after them
     batch_time_s: Floats  # (most running + 1,) time of iterations with so many sequences on a rank, all ranks
+    retries: Ints  # times a request was sent again because its replica went
+    replica_ready_s: Floats  # (n_replicas,) able to take requests, or finishing them
+    replica_held_s: Floats  # hardware held for it, starts and repairs included
+    gpu_s: float  # GPUs x time held
+    span_s: float  # of the run, to the end of its last request
+    fleet_events: dict[str, int]  # failures, preemptions, starts, stops, replaced, rollbacks
     window_s: Floats  # (n_windows,) ends of the control windows, which get longer in a long run
+    window_ready: Ints  # replicas that take requests
     window_replica_waiting: Ints  # (n_windows, n_replicas) requests queued then
     window_replica_running: Ints
     window_kv_frac: Floats  # (n_windows, n_replicas) share of the KV cache that running requests hold
@@ -102,30 +110,41 @@ def simulate_serving(
     progress: Callable[[float], None] | None = None,
     *,
     max_context_tokens: int | None = None,
-    dispatch: Literal["least_loaded", "round_robin", "prefix_aware"] = "least_loaded",
+    fleet: Fleet = PLAIN_FLEET,
+    weight_bytes: float = 0.0,
     host: HostMemory | None = None,
-    window_s: float = _WINDOW_S,
+    window_s: float = WINDOW_S,
 ) -> EventLog:
     """Runs ``traffic`` through ``layout.replicas`` replicas until every request has ended.
 
     kv_capacity_tokens: KV tokens one attention data-parallel rank holds (inf for a model without a KV cache).
     progress: called after each window with the share of requests ended.
     max_context_tokens: longer requests (input + output) are rejected; None = no limit but the KV cache.
-    dispatch: how requests reach replicas and their ranks.
+    fleet: how requests reach replicas and their ranks, and what happens to replicas.
+    weight_bytes: what a replica reads when it starts.
     host: for swapping and the offload tier; None: there is none.
-    window_s: simulated time between looks at the queues; doubles every 200 looks. Does not change events.
+    window_s: simulated time between looks at the queues, at first. Does not change events.
 
     Raises ValueError for traffic or limits that cannot be simulated.
     """
-    limits = engine_limits(table, engine, layout, kv_capacity_tokens, max_context_tokens, dispatch, host)
+    limits = engine_limits(table, engine, layout, kv_capacity_tokens, max_context_tokens, fleet.dispatch, host)
     requests = draw_requests(traffic, seed)
     if not 0.0 < window_s < np.inf:
         raise ValueError(f"window_s: must be positive and finite (got {window_s})")
-    pool = ReplicaPool(table, limits, requests, layout.replicas, None, engine.acceptance_frac, seed)
-    samples: list[tuple[float, Queues]] = []
-    environment = simpy.Environment()
-    environment.run(environment.process(_windows(environment, pool, samples, window_s, progress)))
-    return event_log(pool, requests.n_users, samples)
+    most = fleet.most_replicas(layout)
+    pool = ReplicaPool(table, limits, requests, most, layout.replicas, engine.acceptance_frac, seed)
+    start = fleet.cold_start
+    history = FleetRun(
+        pool,
+        fleet,
+        layout.replicas,
+        gpus_per_replica=layout.n_gpus_per_replica,
+        cold_start_s=start.provision_s + weight_bytes / start.weights_bytes_per_s + start.engine_s,
+        seed=seed,
+        window_s=window_s,
+        progress=progress,
+    ).run()
+    return event_log(pool, requests.n_users, history, layout.n_gpus_per_replica)
 
 
 def engine_limits(
@@ -209,29 +228,12 @@ def _check(engine: Engine, layout: ServingLayout, kv_capacity_tokens: float) -> 
         raise ValueError(f"draft_tokens: below max_num_batched_tokens (got {engine.draft_tokens})")
 
 
-def _windows(
-    environment: simpy.Environment,
-    pool: ReplicaPool,
-    samples: list[tuple[float, Queues]],
-    window_s: float,
-    progress: Callable[[float], None] | None,
-) -> Generator[simpy.Event, None, None]:
-    """One simpy event per window: the kernel goes to its end, the queues are sampled."""
-    n_requests = pool.requests.size
-    ended = 0
-    while ended < n_requests:
-        yield environment.timeout(window_s)
-        if len(samples) % _WINDOWS_BEFORE_DOUBLING == _WINDOWS_BEFORE_DOUBLING - 1:
-            window_s *= 2.0
-        ended = pool.advance(float(environment.now))
-        samples.append((float(environment.now), pool.queues()))
-        if progress is not None:
-            progress(ended / n_requests)
-
-
-def event_log(pool: ReplicaPool, n_users: int, samples: list[tuple[float, Queues]]) -> EventLog:
-    """What happened in a pool whose requests have all ended; ``samples`` taken at ends of windows."""
-    requests, ranks = pool.requests, pool.ranks
+def event_log(pool: ReplicaPool, n_users: int, history: FleetHistory, gpus_per_replica: int) -> EventLog:
+    """What happened in a pool whose requests have all ended, in order of arrival."""
+    ranks = pool.ranks
+    order = np.argsort(pool.requests["arrival_s"], kind="stable")
+    requests = pool.requests[order]
+    samples = history.samples
     n_blocks = max(pool.limits.n_blocks, 1)
     replica_blocks = n_blocks * pool.limits.ranks_per_replica
     log = EventLog(
@@ -242,6 +244,7 @@ def event_log(pool: ReplicaPool, n_users: int, samples: list[tuple[float, Queues
         },
         replica=requests["rank"].astype(np.int64) // pool.limits.ranks_per_replica,
         n_users=n_users,
+        last_own_s=pool.last_own_s,
         n_ranks=ranks.size,
         replica_busy_s=pool.pool.replicas["busy_s"].copy(),
         replica_iterations=pool.pool.replicas["n_iterations"].copy(),
@@ -252,12 +255,21 @@ def event_log(pool: ReplicaPool, n_users: int, samples: list[tuple[float, Queues
         n_swaps=int(ranks["n_swaps"].sum()),
         host_hit_tokens=int(ranks["host_hit_tokens"].sum()),
         kv_peak_frac=float(ranks["peak_blocks"].max() / n_blocks),
+        gap_s=state.GAP_LOW_S * np.exp((np.arange(state.N_GAPS) + 0.5) / state.GAPS_PER_E),
+        gap_tokens=pool.pool.gap_tokens.copy(),
         batch_time_s=pool.pool.batch_time_s.copy(),
-        window_s=np.array([at_s for at_s, _ in samples]),
-        window_replica_waiting=np.array([queues.waiting for _, queues in samples]),
-        window_replica_running=np.array([queues.running for _, queues in samples]),
-        window_kv_frac=np.array([queues.used_blocks for _, queues in samples]) / replica_blocks,
-        window_cached_frac=np.array([queues.cached_blocks for _, queues in samples]) / replica_blocks,
+        retries=history.retries[order],
+        replica_ready_s=history.ready_s,
+        replica_held_s=history.held_s,
+        gpu_s=float(history.held_s.sum()) * gpus_per_replica,
+        span_s=history.end_s,
+        fleet_events=history.counts,
+        window_s=np.array([sample.at_s for sample in samples]),
+        window_ready=np.array([sample.ready for sample in samples]),
+        window_replica_waiting=np.array([sample.queues.waiting for sample in samples]),
+        window_replica_running=np.array([sample.queues.running for sample in samples]),
+        window_kv_frac=np.array([sample.queues.used_blocks for sample in samples]) / replica_blocks,
+        window_cached_frac=np.array([sample.queues.cached_blocks for sample in samples]) / replica_blocks,
     )
     for name in log.__slots__:
         if isinstance(value := getattr(log, name), np.ndarray):

@@ -39,6 +39,68 @@ class Percentiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What became of the requests that count. ``retried`` ones are among the others: sent again after a failure."""
+
+    completed: int
+    rejected: int
+    timed_out: int
+    lost: int
+    retried: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassResult:
+    """One class of requests, judged by its own targets."""
+
+    outcomes: Outcomes
+    ttft_s: Percentiles | None
+    tpot_s: Percentiles | None
+    e2e_s: Percentiles | None
+    goodput_requests_per_s: Q | None
+    slo_met_frac: Q | None
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The deployment over simulated time, at most 400 instants."""
+
+    time_s: tuple[float, ...]
+    waiting: tuple[float, ...]  # requests
+    running: tuple[float, ...]
+    kv_used_frac: tuple[float, ...]
+    replicas: tuple[float, ...]  # that take requests
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyCdf:
+    """Quantiles at 0, 1, ... 100 % of the predicted run; empty where no request has the latency."""
+
+    ttft_s: tuple[float, ...]
+    tpot_s: tuple[float, ...]
+    e2e_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """Share of an attention rank's iteration time by the number of sequences it runs."""
+
+    size: tuple[int, ...]
+    time_frac: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Hardware held during the simulated run, cold starts and draining included."""
+
+    span_hours: float
+    replica_hours: float
+    gpu_hours: float
+    gpu_hours_per_month: float  # at the same pace
+    held_over_start: float  # GPU hours over those of the deployment to begin with, had it stayed
+
+
+@dataclass(frozen=True, slots=True)
 class ServingResult:
     requests_per_s: Q
     input_tokens_per_s: Q
@@ -53,6 +115,15 @@ class ServingResult:
     n_requests_rejected: int
     slo_met_frac: Q | None  # share of requests inside every latency target
     saturated: bool  # the queue grew to the end of the simulated window
+    itl_s: Percentiles | None  # between consecutive tokens of an answer, over all tokens
+    goodput_requests_per_s: Q | None  # of requests inside every target
+    outcomes: Outcomes
+    reasons: Mapping[str, int]  # why requests were not answered
+    classes: Mapping[str, ClassResult]
+    timeline: Timeline
+    latency_cdf: LatencyCdf
+    batch_size: BatchSize
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)

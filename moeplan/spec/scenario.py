@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moeplan.provenance import Origin
+from moeplan.spec.fleet import PLAIN_FLEET, Fleet, PrefillPool
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.model import ModelArchitecture
@@ -28,6 +29,13 @@ class Serving:
     traffic: Traffic
     slo: Slo
     max_context_tokens: int
+    fleet: Fleet = PLAIN_FLEET
+    prefill: PrefillPool | None = None  # disaggregated: ``layout`` then decodes only
+
+    @property
+    def n_gpus(self) -> int:
+        """GPUs to begin with, both pools together."""
+        return self.layout.n_gpus + (0 if self.prefill is None else self.prefill.layout.n_gpus)
 
 
 @dataclass(frozen=True, slots=True)

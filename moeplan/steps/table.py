@@ -44,6 +44,7 @@ class StepTable:
     pp: int
     host_step_s: float = 0.0
     host_row_s: float = 0.0
+    prefill_pool: StepTable | None = None  # of the replicas that compute prompts, where others decode
     parts: Mapping[str, Array] = field(default_factory=dict)  # breakdown of linear_time_s, each (G,)
     draft_time_s: Array | None = None  # (B,) drafting tokens for a batch; None: no drafts
     graph_sizes: Array = field(default_factory=lambda: np.zeros(0))  # captured graphs, ascending: padded to the next

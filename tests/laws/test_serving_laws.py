@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from serving_cases import closed_loop, engine, fixed, poisson, recorded, table
 from moeplan import metrics
 from moeplan.simulate.arrivals import draw_requests
 from moeplan.simulate.serving import OUTCOMES, simulate_serving
+from moeplan.spec.fleet import PLAIN_FLEET
 from moeplan.spec.layout import ServingLayout
 from moeplan.spec.workload import Arrivals, LengthDistribution, Slo, Traffic
 
@@ -21,7 +24,9 @@ LOGNORMAL = LengthDistribution("lognormal", 200.0, 1, 4000, 0.9)
 
 def simulate(traffic, *, kv=KV, replicas=1, dp=1, seed=0, step_table=TABLE, dispatch="least_loaded", **settings):
     layout = ServingLayout(replicas=replicas, dp=dp)
-    return simulate_serving(step_table, traffic, engine(**settings), layout, kv, seed, dispatch=dispatch)
+    return simulate_serving(
+        step_table, traffic, engine(**settings), layout, kv, seed, fleet=replace(PLAIN_FLEET, dispatch=dispatch)
+    )
 
 
 def mean_e2e_s(log):
@@ -157,7 +162,8 @@ def test_every_request_that_cannot_be_served_is_named():
     assert np.isnan(log.first_token_s[1:]).all()
     assert log.finish_s[1:].tolist() == log.arrival_s[1:].tolist()
     summary = metrics.serving_metrics(log)
-    assert (summary.n_completed, summary.n_rejected) == (1, 4)
+    assert (summary.outcomes.completed, summary.outcomes.rejected) == (1, 4)
+    assert sum(summary.reasons.values()) == 4
 
 
 @pytest.mark.parametrize("kv", [0.0, 1.0, 15.9])

@@ -11,6 +11,7 @@ from serving_cases import closed_loop, engine, recorded, table
 from moeplan.files.engine_defaults import default_engine
 from moeplan.files.hardware_catalog import load_hardware
 from moeplan.simulate.serving import simulate_serving
+from moeplan.spec.fleet import PLAIN_FLEET
 from moeplan.spec.hardware import Device
 from moeplan.spec.layout import ServingLayout
 
@@ -19,7 +20,9 @@ STEPS = table(base_s=STEP_S)
 
 
 def simulate(traffic, *, kv=1e9, dp=1, dispatch="least_loaded", **settings):
-    return simulate_serving(STEPS, traffic, engine(**settings), ServingLayout(dp=dp), kv, 0, dispatch=dispatch)
+    return simulate_serving(
+        STEPS, traffic, engine(**settings), ServingLayout(dp=dp), kv, 0, fleet=replace(PLAIN_FLEET, dispatch=dispatch)
+    )
 
 
 def test_prompts_first_keep_users_of_equal_length_together():
