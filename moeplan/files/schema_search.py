@@ -70,7 +70,7 @@ class OptimizeFile(Section):
     zero: list[ZeroStage] | None = _some("ZeRO stages (training)", "the scenario's")
     micro_batch: list[Count] | None = _some("Sequences of a micro-batch (training)", "1, 2, 4, 8 that divide")
     simulations: Count = Field(
-        default=600, description="Most candidates simulated; what is left open then is counted and said."
+        default=200, description="Most candidates simulated; what is left open then is counted and said."
     )
 
 

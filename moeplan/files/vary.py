@@ -108,7 +108,7 @@ def _factor(question: Question, text: str) -> Factor:
         raise _bad(path, "not a number, it has no range", spec, "list its values: PATH=A,B,C")
     low, high = float(match[1]), float(match[3])
     low_unit, high_unit = match[2], match[4]
-    if low_unit and low_unit != high_unit:
+    if low_unit and low_unit not in (high_unit, high_unit.partition(" ")[0]):  # "50M..150M tokens"
         raise _bad(path, "a range in two units", spec, f"both ends in {high_unit or low_unit}")
     n = int(match[5]) if match[5] else None
     if not (math.isfinite(low) and math.isfinite(high)) or low > high or (low == high and n != 1):

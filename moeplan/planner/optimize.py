@@ -113,7 +113,7 @@ def _result(
         counts=counts,
         proven=counts.open == 0 and best is not None,
         excluded=excluded,
-        notes=_notes(found, excluded, counts.open),
+        notes=_notes(found, excluded, counts.open, work.open_over()),
     )
 
 
@@ -178,13 +178,17 @@ def _binding(answer: Candidate | None, work: ServingSearch | TrainingSearch, fig
     return f"{_WORDS.get(name, name)}: {alone[name]} better layouts miss that alone"
 
 
-def _notes(found: list[Site], excluded: dict[str, str], n_open: int) -> tuple[str, ...]:
+def _notes(found: list[Site], excluded: dict[str, str], n_open: int, open_over: float) -> tuple[str, ...]:
     notes = [f"left out: {name} ({why})" for name, why in excluded.items()]
     unpriced = sorted({site.hardware for site in found if NO_PRICE in site.overrides})
     if unpriced:
         notes.append(f"no offer in the catalog or the limits for {', '.join(unpriced)}: without cost, never cheapest")
     if n_open:
+        expected = ""
+        if open_over > 1.0:
+            expected = f"; stage one expects each of them to miss a target, by {open_over - 1.0:.0%} at least"
         notes.append(
-            f"{n_open} candidates that might be better were not simulated: raise optimize.simulations to be sure"
+            f"{n_open:,} candidates that might be better were not simulated{expected}. "
+            "Raise optimize.simulations to be sure"
         )
     return tuple(notes)

@@ -125,13 +125,12 @@ class ServingSearch:
 
     def _twin(self, i: int) -> Outcome | None:
         """The outcome of a simulation that differs only in seats that neither of the two runs out of."""
-        x, engine = self.layouts, self.serving.engine
-        if engine.output_reserve_frac > 0.0:  # the reserve looks at the whole cache
-            return None
+        x = self.layouts
+        reserves = self.serving.engine.output_reserve_frac > 0.0  # such an engine looks at the size of the whole cache
         pp = x.shapes[x.shape[i]].layout.pp
         for j, outcome in self.outcomes.items():
             same = x.shape[j] == x.shape[i] and x.tokens[j] == x.tokens[i] and x.replicas[j] == x.replicas[i]
-            if not same:
+            if not same or (reserves and x.kv_tokens[i] != x.kv_tokens[j]):
                 continue
             seats = min(x.seqs[i], x.seqs[j]) // pp
             cache = min(x.kv_tokens[i], x.kv_tokens[j])
@@ -216,6 +215,11 @@ class ServingSearch:
         tried = np.zeros(len(self.layouts), dtype=np.bool_)
         tried[list(self.results)] = True
         return np.flatnonzero(self.possible & ~self.closed & ~tried & (self.least < bound * (1.0 - 1e-9)))
+
+    def open_over(self) -> float:
+        """Least ratio by which stage one expects an open candidate to miss a check; below one it expects none."""
+        open_ = self.open()
+        return float(self.over[open_].min()) if open_.size else math.inf
 
     def _largest(self, i: int, open_: npt.NDArray[np.int64]) -> int:
         """The open candidate of ``i``'s kind with most replicas: if it fails, so do all."""

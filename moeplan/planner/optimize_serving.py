@@ -27,7 +27,7 @@ from moeplan.spec.layout import ServingLayout
 from moeplan.spec.plan import Verdict
 from moeplan.spec.scenario import Scenario, Serving
 from moeplan.steps.memory import serving_memory_by_limits
-from moeplan.steps.serving import compile_step_table
+from moeplan.steps.serving import ServingStep, compile_step_table
 from moeplan.steps.table import StepTable
 
 Array = npt.NDArray[np.float64]
@@ -88,11 +88,12 @@ def assess_layouts(question: Question, search: OptimizeFile, found: list[Site], 
     columns: list[dict[str, npt.NDArray[np.generic]]] = []
     for site in found:
         demand: Demand | None = None
-        times: dict[tuple[int, int, int, int], ReplicaTimes] = {}
+        times: dict[tuple[int, int, int], ReplicaTimes] = {}
+        by_tp: dict[int, StepTable] = {}
         prices = _prices(site, most_gpus)
         for shape in _shapes(question, search, site, most_gpus):
             demand = demand or demand_of(shape.serving, shape.scenario.seed)
-            columns.append(_assessed(shape, len(shapes), search, demand, times, prices, most_gpus))
+            columns.append(_assessed(shape, len(shapes), search, demand, times, by_tp, prices, most_gpus))
             shapes.append(shape)
     if not shapes:
         raise input_error("optimize", "an empty space: no layout suits the model, the machines and the GPUs there are")
@@ -151,7 +152,8 @@ def _assessed(
     index: int,
     search: OptimizeFile,
     demand: Demand,
-    known: dict[tuple[int, int, int, int], ReplicaTimes],
+    known: dict[tuple[int, int, int], ReplicaTimes],
+    by_tp: dict[int, StepTable],
     prices: tuple[Array, Ints],
     most_gpus: int,
 ) -> dict[str, npt.NDArray[np.generic]]:
@@ -182,9 +184,9 @@ def _assessed(
     names = ("capacity_most", "ttft_least", "tpot_least", "e2e_least",
              "capacity", "ttft", "tpot", "e2e", "requests_per_s")  # fmt: skip
     if fits.any():
-        key = layout.tp, layout.dp, layout.ep, int(tokens[-1])
+        key = layout.tp, layout.dp, layout.ep
         if key not in known:
-            known[key] = ReplicaTimes(_table(shape, tokens, seqs), demand, int(max(tokens[-1], seqs[-1], 2)))
+            known[key] = ReplicaTimes(_table(shape, tokens, seqs, by_tp), demand)
         seats = np.maximum(q // layout.pp, 1.0)
 
         def batch(context: float) -> Array:
@@ -198,6 +200,7 @@ def _assessed(
             batch=batch(demand.context_low_tokens),
             usual_batch=batch(demand.context_tokens),
             lanes=r * layout.dp * layout.pp,
+            in_step=layout.dp * layout.pp,
         )
         columns |= {name: getattr(stage, name) for name in names}
     else:
@@ -216,13 +219,21 @@ def _assessed(
     }
 
 
-def _table(shape: Shape, tokens: Array, seqs: Array) -> StepTable:
-    """Iteration times for the largest limits, without the sends of a pipeline."""
-    s = shape.serving
+def _table(shape: Shape, tokens: Array, seqs: Array, by_tp: dict[int, StepTable]) -> StepTable:
+    """Iteration times for the largest limits, without the sends of a pipeline.
+
+    Attention and head hang on tp alone: they are taken from the first table of it.
+    """
+    s, scenario = shape.serving, shape.scenario
     engine = replace(s.engine, max_num_batched_tokens=int(tokens[-1]), max_num_seqs=int(seqs[-1]))
     layout = replace(shape.layout, pp=1)
-    scenario = shape.scenario
-    return compile_step_table(scenario.model, scenario.hardware, layout, s.precision, engine, scenario.routing)
+    described = (scenario.model, scenario.hardware, layout, s.precision, engine, scenario.routing)
+    if layout.tp not in by_tp:
+        by_tp[layout.tp] = compile_step_table(*described)
+        return by_tp[layout.tp]
+    base = by_tp[layout.tp]
+    parts = ServingStep(*described).linear_parts_s(base.token_grid)
+    return replace(base, linear_time_s=np.sum(list(parts.values()), axis=0), parts={})
 
 
 @dataclass(frozen=True, slots=True)

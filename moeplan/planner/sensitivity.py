@@ -180,6 +180,7 @@ def sensitivity(
     """
     question = ask(path, overrides)
     study = _Study(question, executor, jobs, progress or (lambda _done, _total: None))
+    study.scenario(())  # its own problems, where they stand in the file
     base = study.row(())
     figure = of or (
         "cost.total_usd" if base.get("training.wall_time_s.value") else "cost.usd_per_million_output_tokens"

@@ -22,6 +22,7 @@ Array = npt.NDArray[np.float64]
 
 # Grids of stage one are coarser than a simulation's, and a pipeline's sends are left out: bounds give that much away.
 SLACK_FRAC = 0.03
+_BALANCING = 8  # rounds of the fixed points: they contract, and only an order of candidates hangs on them
 # What a token of a prompt may cost, in tokens of an answer: multipliers of the bound on a request's time.
 _PRICES = np.array([0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
 
@@ -103,8 +104,9 @@ class Stage:
 class ReplicaTimes:
     """Time of an iteration with ``b`` decoding sequences and ``t`` tokens, on nodes of both."""
 
-    def __init__(self, table: StepTable, demand: Demand, most_tokens: int) -> None:
+    def __init__(self, table: StepTable, demand: Demand) -> None:
         self.demand = demand
+        most_tokens = float(table.token_grid[-1])
         corners = [x for x in (table.graph_max_tokens, table.graph_max_tokens + 1) if 1 <= x <= most_tokens]
         nodes = np.round(np.geomspace(1, most_tokens, 2 * int(np.ceil(np.log2(most_tokens))) + 1))
         self.nodes: Array = np.unique(np.concatenate([nodes, corners]))
@@ -199,7 +201,14 @@ def _kept_slope(x: Array, grid: Array, values: Array, inside: Array) -> Array:
 
 
 def assess(
-    times: ReplicaTimes, engine: Engine, *, tokens: Array, batch: Array, usual_batch: Array, lanes: Array
+    times: ReplicaTimes,
+    engine: Engine,
+    *,
+    tokens: Array,
+    batch: Array,
+    usual_batch: Array,
+    lanes: Array,
+    in_step: int,
 ) -> Stage:
     """Bounds and estimates of candidates. The arrays broadcast.
 
@@ -207,7 +216,8 @@ def assess(
         tokens: most tokens of an iteration.
         batch: most sequences a lane may run (seats, and as many as the shortest contexts let into the KV cache).
         usual_batch: the same with the mean context.
-        lanes: independent queues of the deployment: replicas x dp x pp.
+        lanes: queues of the deployment: replicas x dp x pp.
+        in_step: lanes that share an iteration: dp x pp.
     """
     d, keep = times.demand, 1.0 - SLACK_FRAC
     request_s = keep * times.request_time_least_s(batch, tokens)
@@ -220,7 +230,7 @@ def assess(
         per_lane = d.n_requests / d.horizon_s / lanes
         share = np.minimum(per_lane * d.prompt_tokens * times.prompt_token_least_s, 1.0)
         tpot_least = np.maximum(tpot_least, keep * times.decode_time_least_s(per_lane * d.decode_tokens, share))
-    estimate = _estimate(times, engine, tokens, usual_batch, lanes)
+    estimate = _estimate(times, engine, tokens, usual_batch, lanes, in_step)
     shape = np.broadcast(capacity_most, first_s, tpot_least, estimate["ttft"]).shape
     full = {name: np.broadcast_to(value, shape) for name, value in estimate.items()}
     return Stage(
@@ -232,47 +242,61 @@ def assess(
     )
 
 
-def _estimate(times: ReplicaTimes, engine: Engine, tokens: Array, batch: Array, lanes: Array) -> dict[str, Array]:
-    """Steady state of one lane by balance of time, tails by normal occupancy and an exponential wait.
+def _estimate(
+    times: ReplicaTimes, engine: Engine, tokens: Array, batch: Array, lanes: Array, in_step: int
+) -> dict[str, Array]:
+    """Steady state of one replica by balance of time; tails by normal occupancy and an exponential wait.
 
-    ``b`` sequences give rate(b) = b / (n T(b) + b p k(b)): n further tokens a request at T(b) an iteration, p prompt
-    tokens at k(b) each. The batch at the asked rate is its inverse.
+    ``in_step`` lanes share every iteration, which lasts as long as its busiest lane's: a prompt on one holds up all.
+    With K prompts in an iteration of T, Poisson with mean m = rate x T, the busiest lane has about max(1 - exp(-m),
+    m / in_step) of them, and T = T_decode(b) + that x the time of a prompt; b = rate of a lane x tokens x T.
     """
-    d = times.demand
-    nodes, shape = times.nodes, np.broadcast(tokens, batch, lanes).shape
+    d, nodes = times.demand, times.nodes
+    shape = np.broadcast(tokens, batch, lanes).shape
+    lane, seats = np.broadcast_to(lanes, shape), np.clip(np.broadcast_to(batch, shape), 1.0, nodes[-1])
     chunk = np.clip(np.broadcast_to(tokens, shape), 1.0, max(d.usual_prompt_tokens, 1.0))
-    found = {name: np.empty(shape) for name in ("capacity", "ttft", "tpot", "e2e", "requests_per_s")}
+    n_chunks = max(d.usual_prompt_tokens, 1.0) / chunk
     z = float(ndtri(min(max(d.percentile, 1.0), 99.9) / 100.0))
     tail = -math.log(1.0 - min(d.percentile, 99.9) / 100.0)
-    lane = np.broadcast_to(lanes, shape)
-    seats = np.clip(np.broadcast_to(batch, shape), 1.0, nodes[-1])
-    for size in np.unique(chunk):
-        own = chunk == size
-        whole = np.interp(np.minimum(nodes + size, nodes[-1]), nodes, times.time_s[0])
-        token_s = np.maximum(whole - np.interp(nodes, nodes, times.time_s[0]), 0.0) / size
-        rate = nodes / (np.maximum(d.decode_tokens, 1e-9) * times.decode_s + nodes * d.usual_prompt_tokens * token_s)
-        rate = np.maximum.accumulate(rate)
-        most = np.interp(seats[own], nodes, rate)
-        if d.rate_per_s is not None:
-            asked = d.rate_per_s / lane[own]
-            running = np.where(asked < most, np.interp(asked, rate, nodes), seats[own])
-            running = np.where(asked < rate[0], asked / rate[0], running)
-        else:
-            running = np.minimum(seats[own], d.n_users / lane[own]) if d.n_users else seats[own]
-            asked = np.interp(np.maximum(running, 1.0), nodes, rate) * np.minimum(running, 1.0)
-        served = np.minimum(asked, most)
-        busy = np.clip(asked / most, 0.0, 0.999)
-        at = np.clip(running + z * np.sqrt(running), 1.0, seats[own])
-        prompts = np.minimum(served * d.usual_prompt_tokens * np.interp(at, nodes, token_s), 0.95)
-        tpot = np.interp(at, nodes, times.decode_s) / (1.0 - prompts)
-        prompt_s = d.prompt_tokens_at * np.interp(at, nodes, token_s) + np.interp(at, nodes, times.decode_s)
-        queue_s = prompts * d.usual_prompt_tokens * np.interp(at, nodes, token_s) / 2.0 / (1.0 - prompts) * tail
-        full_s = np.where(busy > 0.9, busy**8 / (1.0 - busy) / np.maximum(most, 1e-12) * tail, 0.0)
-        ttft = (
-            prompt_s + queue_s + full_s + tpot * (1.5 if engine.async_scheduling else 0.5) + engine.request_overhead_s
+
+    def iteration_s(b: Array, per_lane: Array) -> tuple[Array, Array]:
+        """Mean iteration with ``b`` sequences, and the time a prompt adds to one."""
+        b = np.clip(b, 1.0, nodes[-1])
+        alone = np.interp(b, nodes, times.decode_s)
+        prompt_s = np.interp(np.minimum(b + chunk, nodes[-1]), nodes, times.time_s[0]) - np.interp(
+            b, nodes, times.time_s[0]
         )
-        found["capacity"][own] = most * lane[own]
-        found["ttft"][own], found["tpot"][own] = ttft, tpot
-        found["e2e"][own] = ttft + tpot * d.decode_tokens_at
-        found["requests_per_s"][own] = served * lane[own]
-    return found
+        prompt_s = np.maximum(prompt_s, 0.0)
+        found = alone + prompt_s
+        for _ in range(_BALANCING):
+            m = per_lane * in_step * n_chunks * found
+            found = alone + prompt_s * np.maximum(-np.expm1(-m), m / in_step)
+        return found, prompt_s
+
+    if d.rate_per_s is not None:
+        per_lane = d.rate_per_s / lane
+        running = np.ones(shape)
+        for _ in range(_BALANCING):
+            step_s, _ = iteration_s(running, per_lane)
+            running = np.minimum(0.5 * running + 0.5 * per_lane * d.decode_tokens * step_s, 4.0 * seats)
+    else:
+        running = np.minimum(seats, d.n_users / lane) if d.n_users else seats
+        per_lane = np.zeros(shape)
+        for _ in range(_BALANCING):
+            step_s, _ = iteration_s(running, per_lane)
+            per_lane = running / (np.maximum(d.decode_tokens, 1.0) * step_s)
+    fullest, _ = iteration_s(seats, per_lane)
+    most = seats / (np.maximum(d.decode_tokens, 1e-9) * fullest)
+    served = np.minimum(per_lane, most)
+    busy = np.clip(per_lane / most, 0.0, 0.999)
+    tpot, prompt_s = iteration_s(np.minimum(running + z * np.sqrt(running), seats), served)
+    own_s = (prompt_s + tpot) * d.prompt_tokens_at / chunk
+    full_s = np.where(busy > 0.9, busy**8 / (1.0 - busy) / np.maximum(most, 1e-12) * tail, 0.0)
+    ttft = own_s + full_s + tpot * (1.5 if engine.async_scheduling else 0.5) + engine.request_overhead_s
+    return {
+        "capacity": most * lane,
+        "ttft": ttft,
+        "tpot": tpot,
+        "e2e": ttft + tpot * d.decode_tokens_at,
+        "requests_per_s": served * lane,
+    }
