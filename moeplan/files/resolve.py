@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from moeplan.errors import InputError, input_error
 from moeplan.files.locate import is_path
 from moeplan.files.model_data import load_model_error
+from moeplan.files.resolve_calibration import calibrated
 from moeplan.files.resolve_checks import check_fleet, check_serving_layout, check_training
 from moeplan.files.resolve_money import (
     MONTH_S,
@@ -103,6 +104,10 @@ def _complete(
     routing, training_routing = resolve_routing(
         rs, file.routing, model, file.seed, degrees, comparison.model if comparison is not None else None
     )
+    error = load_model_error()
+    if file.calibration and arrays:
+        engine = None if serving is None else serving.engine.name
+        hardware, error = calibrated(rs, file.calibration, hardware, engine, error)
     raise_if_any(rs)
     if money is None or facility is None:
         raise InputError(rs.problems)
@@ -124,7 +129,7 @@ def _complete(
         training_money=training_money,
         comparison=comparison,
         references=tuple(Reference(r.quantity, r.value, r.source) for r in file.references),
-        model_error=load_model_error(),
+        model_error=error,
         facility=facility,
         market=market,
         as_of=as_of,

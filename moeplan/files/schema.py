@@ -101,6 +101,9 @@ class ScenarioFile(Section):
     variants: list[VariantFile] = Field(
         default_factory=list, max_length=100, description="Ways to do the same work that `moeplan compare` ranks."
     )
+    calibration: Text | list[Text] = Field(
+        default_factory=list, description="Files that `moeplan calibrate` wrote: own runs, or operations of own tables."
+    )
     references: list[ReferenceFile] = Field(default_factory=list, max_length=100, description="Published figures.")
     exchange_rates: dict[str, ExchangeRate] = Field(
         default_factory=dict, description="Value of one unit of another currency, for example {EUR: 1.08 USD}."

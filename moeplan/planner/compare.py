@@ -209,8 +209,8 @@ def _fleet_cost(scenario: Scenario, plan: Plan) -> tuple[Q | None, str]:
         return cost, ""
     deployment = Deployment(scenario.model, scenario.hardware, serving, scenario.routing, scenario.seed)
     error = scenario.model_error.of("step", tier_of(deployment))
-    fewest = _enough(scenario, math.exp(error.low), serving.layout.replicas, -1)
-    most = _enough(scenario, math.exp(error.high), serving.layout.replicas, 1)
+    fewest = _enough(scenario, math.exp(error.low - error.shift), serving.layout.replicas, -1)
+    most = _enough(scenario, math.exp(error.high - error.shift), serving.layout.replicas, 1)
     per_replica = cost.value / serving.layout.replicas
     note = ""
     if most is None:

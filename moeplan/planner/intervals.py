@@ -35,8 +35,8 @@ def exact(value: float) -> Q:
 
 
 def from_log_error(value: float, error: LogError) -> Q:
-    """Interval of a positive quantity whose ln(truth / prediction) has the quantiles of ``error``."""
-    return Q(value, value * math.exp(min(error.low, 0.0)), value * math.exp(max(error.high, 0.0)))
+    """A positive quantity whose ln(truth / prediction) has the quantiles of ``error``, corrected by its shift."""
+    return Q(*(value * math.exp(e) for e in (error.shift, min(error.low, error.shift), max(error.high, error.shift))))
 
 
 def log_error_quantiles(error: LogError, n: int) -> np.ndarray:
@@ -52,9 +52,9 @@ def hull(value: float, *others: float) -> Q:
 
 
 def at_least(q: Q, error: LogError) -> Q:
-    """``q``, or the interval of ``error`` where that reaches further."""
+    """``q`` corrected by the shift of ``error``, or the interval of ``error`` where that reaches further."""
     learnt = from_log_error(q.value, error)
-    return Q(q.value, min(q.low, learnt.low), max(q.high, learnt.high))
+    return Q(learnt.value, min(q.low, learnt.low), max(q.high, learnt.high))
 
 
 def scaled_table(table: StepTable, factor: float) -> StepTable:

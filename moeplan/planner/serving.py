@@ -57,7 +57,11 @@ def plan_serving(deployment: Deployment, error: ModelError, say: Say, *, brief: 
     if not fit.fits or (prefill_fit is not None and not prefill_fit.fits):
         return ServingOutcome(fit, prefill_fit, None, {}, None, {}, tier)
     say("simulating requests (the first run on a machine compiles the kernel, which takes up to a minute)")
-    tables = tables_at_ends(deployment, error, tier) if brief is None else [scaled_table(deployment.table(), brief)]
+    tables = (
+        tables_at_ends(deployment, error, tier)
+        if brief is None
+        else [scaled_table(deployment.table(), brief * math.exp(error.of("step", tier).shift))]
+    )
     logs = [deployment.run(table, fit) for table in tables]
     say("finding the most it could serve")
     capacities = [] if brief is not None else [_capacity_requests_per_s(t, deployment, fit) for t in tables]
@@ -90,9 +94,11 @@ def situation_of(deployment: Deployment) -> str:
 
 
 def tables_at_ends(deployment: Deployment, error: ModelError, tier: Tier) -> list[StepTable]:
-    """Step times as predicted, and at the fast and slow end of what they may be."""
+    """Step times as predicted (and corrected by own runs), and at the fast and slow end of what they may be."""
     table, step = deployment.table(), error.of("step", tier)
-    return [table, scaled_table(table, math.exp(step.low)), scaled_table(table, math.exp(step.high))]
+    ends = (min(step.low, step.shift), max(step.high, step.shift))
+    first = table if step.shift == 0.0 else scaled_table(table, math.exp(step.shift))
+    return [first, *(scaled_table(table, math.exp(end)) for end in ends)]
 
 
 def _capacity_requests_per_s(table: StepTable, deployment: Deployment, fit: MemoryFit) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from moeplan.provenance import Tier
 
@@ -18,6 +18,7 @@ class LogError:
     high: float
     n_runs: int  # runs it was learnt from; 0: an estimate
     source: str
+    shift: float = 0.0  # what own runs correct the prediction by
 
 
 def situation(regime: str, engine: str) -> str:
@@ -35,16 +36,19 @@ class ModelError:
 
     by_metric: Mapping[str, Mapping[Tier, Mapping[str, LogError]]]
     situation: str = situation(ANY, ANY)
+    own: Mapping[str, LogError] = field(default_factory=dict)  # by metric: learnt from the user's own runs
 
     def where(self, situation: str) -> ModelError:
         """The errors of predictions in ``situation``."""
         return replace(self, situation=situation)
 
     def of(self, metric: str, tier: Tier) -> LogError:
-        """The nearest situation of the tier that was learnt, never narrower than that of a better tier.
+        """What own runs say, else the nearest situation learnt of the tier, never narrower than of a better tier.
 
         Raises KeyError for a metric or tier the data file does not have.
         """
+        if metric in self.own:
+            return self.own[metric]
         tiers = list(Tier)
         found = [self._nearest(self.by_metric[metric][t]) for t in tiers[: tiers.index(tier) + 1]]
         return replace(found[-1], low=min(e.low for e in found), high=max(e.high for e in found))
