@@ -49,6 +49,7 @@ class Fleet:
     result: ServingResult
     power_of: PowerOf
     stored_bytes: float
+    held_frac: float = 1.0  # of the time its GPUs are held, on average
 
     def rentable(self, market: Market) -> tuple[Offer, ...]:
         """Offers one replica can run on."""
@@ -57,7 +58,8 @@ class Fleet:
     def month(self, money: Money) -> Bill:
         """A month of all replicas [USD]."""
         n_gpus = self.n_gpus_per_replica * self.n_replicas
-        usage, _, _ = serving_usage(money, n_gpus, self.result, self.power_of(money.ownership), self.stored_bytes)
+        power = self.power_of(money.ownership)
+        usage, _, _ = serving_usage(money, n_gpus, self.result, power, self.stored_bytes, self.held_frac)
         return bill(money, usage)
 
 

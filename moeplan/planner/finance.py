@@ -112,10 +112,21 @@ class _Fleet:
     def money(self) -> Money:
         return self.scenario.money
 
+    @property
+    def n_gpus_per_replica(self) -> int:
+        """With its share of a prefill pool."""
+        return math.ceil(self.serving.n_gpus / self.serving.layout.replicas)
+
+    @property
+    def held_frac(self) -> float:
+        """GPUs held over those planned with, on average: replicas are scaled, fail and are taken away."""
+        result = self.outcome.result
+        return 1.0 if result is None or not self.serving.fleet.changes else result.usage.held_over_start
+
     def spending_at(self, money: Money, replicas: int) -> Spending:
         """A month with other prices or another number of replicas."""
-        n_gpus = self.serving.layout.n_gpus_per_replica * replicas
-        return serving_spending(money, n_gpus, self.outcome.result, self.power, self.stored_bytes)
+        n_gpus = self.n_gpus_per_replica * replicas
+        return serving_spending(money, n_gpus, self.outcome.result, self.power, self.stored_bytes, self.held_frac)
 
     def usd(self, money: Money, replicas: int) -> float:
         month = self.spending_at(money, replicas).cost.usd_per_month
@@ -157,8 +168,12 @@ def _fleet(scenario: Scenario, serving: Serving, outcome: ServingOutcome) -> _Fl
     busy = exact(0.0) if outcome.result is None else outcome.result.utilization_frac
     power = mean_power(outcome.use, busy, scenario.hardware, scenario.facility, scenario.money)
     stored = sum(whole_model(scenario.model).stored_bytes(serving.precision).values())
-    spending = serving_spending(scenario.money, serving.layout.n_gpus, outcome.result, power, stored)
-    return _Fleet(scenario, serving, outcome, power, stored, spending)
+    spending = serving_spending(scenario.money, serving.n_gpus, outcome.result, power, stored)
+    fleet = _Fleet(scenario, serving, outcome, power, stored, spending)
+    if fleet.held_frac == 1.0:
+        return fleet
+    held = serving_spending(scenario.money, serving.n_gpus, outcome.result, power, stored, fleet.held_frac)
+    return replace(fleet, spending=held)
 
 
 def whole_model(model: ModelArchitecture) -> Params:
@@ -171,7 +186,7 @@ def _month_energy(fleet: _Fleet) -> EnergyResult | None:
     month_s = fleet.money.hours_per_month * 3600.0
     tokens = None if result is None else result.output_tokens_per_s.scaled(month_s)
     return energy_result(
-        fleet.power, fleet.serving.layout.n_gpus, exact(month_s), tokens, fleet.scenario.facility,
+        fleet.power, fleet.serving.n_gpus, exact(month_s * fleet.held_frac), tokens, fleet.scenario.facility,
         basis="month", usd=cents(fleet.spending.bill.electricity),
     )  # fmt: skip
 
@@ -207,7 +222,7 @@ def _alternatives(fleet: _Fleet) -> AlternativesResult | None:
 
     most = capacity.scaled(replicas)
     paid = Fleet(
-        layout.n_gpus_per_replica,
+        fleet.n_gpus_per_replica,
         scenario.hardware.n_gpus_per_node,
         replicas,
         layout.replicas,
@@ -215,6 +230,7 @@ def _alternatives(fleet: _Fleet) -> AlternativesResult | None:
         result,
         power_of,
         fleet.stored_bytes,
+        fleet.held_frac,
     )
     return alternatives(fleet.money, scenario.market, paid, demand, age)
 
@@ -243,7 +259,7 @@ def _fleet_changes(fleet: _Fleet, options: AlternativesResult | None) -> Iterato
         if needed < layout.replicas:
             yield Change(f"{needed} replicas instead of {layout.replicas}", fleet.usd(fleet.money, needed))
     scenario = fleet.scenario
-    for offer in scenario.market.rentable(layout.n_gpus_per_replica, scenario.hardware.n_gpus_per_node):
+    for offer in scenario.market.rentable(fleet.n_gpus_per_replica, scenario.hardware.n_gpus_per_node):
         if offer.name != fleet.money.offer.name:
             text = f"price: {offer.name} ({offer.usd_per_gpu_hour:.2f} USD/GPU/h, {offer.price_date})"
             yield Change(text, fleet.usd(at_offer(fleet.money, offer), layout.replicas))
@@ -307,7 +323,7 @@ def _whole_life(
             deployment = Deployment(scenario.model, scenario.hardware, fleet.serving, scenario.routing, scenario.seed)
             per_replica = requests_per_s_per_replica(deployment, result)
     service = Service(
-        money, layout.n_gpus_per_replica, layout.replicas, rate, per_request, per_replica, fleet.power,
+        money, fleet.n_gpus_per_replica, layout.replicas, rate, per_request, per_replica, fleet.power,
         fleet.stored_bytes,
     )  # fmt: skip
     capacity = None if result is None else result.capacity_requests_per_s

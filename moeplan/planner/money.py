@@ -38,25 +38,35 @@ def reported(whole: Bill) -> tuple[dict[str, float], float]:
 
 
 def serving_usage(
-    money: Money, n_gpus: int, result: ServingResult | None, power: Power | None, stored_bytes: float
+    money: Money, n_gpus: int, result: ServingResult | None, power: Power | None, stored_bytes: float, held_frac: float
 ) -> tuple[Usage, Usage, Usage]:
-    """A month of a fleet that is always up: as predicted, and at the low and high end of energy and traffic."""
+    """A month of a fleet: as predicted, and at the low and high end of energy and traffic.
+
+    ``held_frac``: mean GPUs held over ``n_gpus``, where the fleet scales, fails or is preempted.
+    """
     month_s = money.hours_per_month * 3600.0
     tokens = exact(0.0) if result is None else result.output_tokens_per_s.scaled(month_s)
     watts = exact(0.0) if power is None else power.w_per_gpu
 
     def at(w: float, n_tokens: float) -> Usage:
         sent = n_tokens * money.egress_bytes_per_token
-        return Usage(n_gpus, money.hours_per_month, n_gpus * w * month_s, stored_bytes, sent)
+        energy_j = n_gpus * held_frac * w * month_s
+        return Usage(n_gpus, money.hours_per_month, energy_j, stored_bytes, sent, held_frac=held_frac)
 
     return at(watts.value, tokens.value), at(watts.low, tokens.low), at(watts.high, tokens.high)
 
 
 def serving_spending(
-    money: Money, n_gpus: int, result: ServingResult | None, power: Power | None, stored_bytes: float
+    money: Money,
+    n_gpus: int,
+    result: ServingResult | None,
+    power: Power | None,
+    stored_bytes: float,
+    held_frac: float = 1.0,
 ) -> Spending:
     """A fleet that runs all month, whatever it serves."""
-    month, low, high = (bill(money, usage) for usage in serving_usage(money, n_gpus, result, power, stored_bytes))
+    usages = serving_usage(money, n_gpus, result, power, stored_bytes, held_frac)
+    month, low, high = (bill(money, usage) for usage in usages)
     breakdown, total = reported(month)
     monthly = Q(total, min(total, cents(low.total)), max(total, cents(high.total)))
     per_million = idle = None

@@ -117,9 +117,15 @@ def money_remarks(scenario: Scenario, plan: Plan) -> list[Verdict]:
             warn = ": past 90 days, ask for a new quote" if price.stale else ""
             text = f"Price of the {name}: {price.price_date}, {old}{warn}."
         found.append(remark("price_age", text))
-    if scenario.money.offer.term == "spot" and (run is None or run.reliability.preemptions_per_s == 0.0):
+    missing = []
+    if scenario.money.offer.term == "spot" and scenario.serving is not None and scenario.serving.fleet.spot is None:
+        missing.append("serving.fleet.spot")
+    run_money = scenario.training_money or scenario.money
+    if run is not None and run_money.offer.term == "spot" and run.reliability.preemptions_per_s == 0.0:
+        missing.append("training.reliability.preemptions_per_node_day")
+    if missing:
         text = "A spot price, and no interruptions are stated: lost work and waiting are not counted"
-        found.append(remark("spot", text + (" (training.reliability.preemptions_per_node_day)." if run else ".")))
+        found.append(remark("spot", f"{text} ({', '.join(missing)})."))
     if plan.cost.not_counted:
         found.append(remark("not_counted", f"Not counted, none is stated: {', '.join(plan.cost.not_counted)}."))
     return found

@@ -126,3 +126,16 @@ def test_a_route_is_compared_over_its_whole_life() -> None:
         life["total_usd"]["value"] - life["training_usd"]["value"] * 2 / 3 + 10.0, abs=1.0
     )
     assert life["cheaper_from_month"] is None
+
+
+def test_a_fleet_is_billed_for_the_hours_its_replicas_are_held() -> None:
+    """Spot machines taken away many times an hour: fewer hours paid, in the bill and in the energy."""
+    still = plan("quickstart.yaml", ("serving.layout.replicas=2",))
+    taken = plan("quickstart.yaml", (
+        "serving.layout.replicas=2", "serving.fleet.spot={preemptions: 20/h, notice: 5 s, replacement: 3 min}",
+    ))  # fmt: skip
+    held = taken["serving"]["usage"]["gpu_hours_per_month"]
+    assert held < 2 * 730
+    assert still["cost"]["breakdown"]["gpus"] == 2 * 730 * 3.5
+    assert taken["cost"]["breakdown"]["gpus"] == pytest.approx(held * 3.5, abs=0.01)
+    assert taken["energy"]["kwh"]["value"] < still["energy"]["kwh"]["value"]

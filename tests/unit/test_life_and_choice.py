@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -107,8 +109,11 @@ def test_first_month_cheaper() -> None:
 
 # --- rent, buy, API
 
-RESULT = ServingResult(exact(2.0), exact(1000.0), exact(500.0), exact(500.0), None, None, None, exact(0.5), exact(8.0),
-                       1000, 0, None, False)  # fmt: skip
+# what the choice reads of a result: 2 requests/s of 500 tokens in and 250 out
+RESULT = cast(
+    ServingResult,
+    SimpleNamespace(requests_per_s=exact(2.0), input_tokens_per_s=exact(1000.0), output_tokens_per_s=exact(500.0)),
+)
 API = ApiOffer("api/x", "x", 0.1e-6, 0.4e-6, "2026-11-12", SOURCE, 0.02e-6, 0.05e-6, 0.2e-6)
 MARKET = Market((OFFER, replace(OFFER, name="dear/h100", usd_per_gpu_hour=3.0)), (API,), None, 0.0, 0.0, "")
 
