@@ -65,7 +65,7 @@ def test_own_runs_move_the_plan(tmp_path: Path) -> None:
     own = json.loads(run("simulate", scenario, "--json").stdout)["serving"]["tpot_s"]["mean"]
     assert own["value"] == pytest.approx(plain["value"] * np.exp(step["shift"]), rel=0.02)
     assert own["low"] < 1.5 * plain["value"] < own["high"]
-    assert own["high"] / own["low"] == pytest.approx(np.exp(step["high"] - step["low"]), rel=0.1)
+    assert own["high"] / own["low"] == pytest.approx(np.exp(step["high"] - step["low"]), rel=0.25)  # and sampling
     assert first["metric"] == "ttft"
 
 

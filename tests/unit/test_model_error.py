@@ -141,6 +141,6 @@ def test_command_writes_the_file_it_is_told(tmp_path: Path) -> None:
     row = "s-1,Qwen3-30B-A3B,h200-sxm,1,vllm,closed_loop,256,32,2,6.0\n"
     (tmp_path / "runs.csv").write_text(header + row)
     target = tmp_path / "errors.yaml"
-    result = CliRunner().invoke(main, ["calibrate", str(tmp_path / "runs.csv"), "--out", str(target)])
+    result = CliRunner().invoke(main, ["calibrate", str(tmp_path / "runs.csv"), "--relearn", "--out", str(target)])
     assert result.exit_code == 0, result.output
     assert target.read_text() == model_error_text(load_model_error()), "one run teaches nothing"
