@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moeplan.calibrate import runs
-from moeplan.calibrate.model_error import EVIDENCE
+from moeplan.calibrate.model_error import EVIDENCE, LEAST_GROUPS
+from moeplan.calibrate.model_error import LEAST_RUNS as LEAST_PUBLISHED
 from moeplan.calibrate.serving_runs import RowResult
 from moeplan.files.measured_runs import RunTable
 from moeplan.spec.uncertainty import LogError, ModelError
@@ -149,11 +150,12 @@ def log_error(one: Update, source: str) -> LogError:
 
 
 def learn_spreads(results: Sequence[RowResult], groups: Sequence[str], kind: str) -> dict[str, Spread]:
-    """Spreads of published runs by metric."""
+    """Spreads of published runs by metric; a metric with too few runs or groups is left out."""
     found = {}
     for metric in _METRICS[kind]:
         pairs = [(e, g) for r, g in zip(results, groups, strict=True) for e in _errors([r], metric)]
-        found[metric] = spread_of([e for e, _ in pairs], [g for _, g in pairs])
+        if len(pairs) >= LEAST_PUBLISHED and len({g for _, g in pairs}) >= LEAST_GROUPS:
+            found[metric] = spread_of([e for e, _ in pairs], [g for _, g in pairs])
     return found
 
 
