@@ -1,4 +1,4 @@
-"""Speed of a training step: a layout takes about 10 ms of one core (the aim is 1 ms), its pipeline well under one."""
+"""Speed of training: a layout whose blocks are known takes about a millisecond, a run of months under a second."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from moeplan.simulate.training_run import simulate_runs
 from moeplan.spec.layout import TrainingLayout
 from moeplan.spec.workload import Reliability
 from moeplan.steps.pipeline import pipeline_time_s
-from moeplan.steps.training import training_step
+from moeplan.steps.training import TrainingCosts, training_step
 
-STEP_S = 30e-3
+COLD_S, WARM_S = 30e-3, 2e-3  # the aim of a warm one is 1 ms on an idle core
 PIPELINE_S = 1e-3
 RUN_S = 1.0
 
@@ -24,7 +24,24 @@ def test_layout(benchmark):
     found = benchmark(training_step, model, machine, layout, job, UNIFORM)
     assert found.step_time_s > 0.0
     if benchmark.stats is not None:
-        assert benchmark.stats.stats.min < STEP_S
+        assert benchmark.stats.stats.min < COLD_S
+
+
+def test_warm_layout(benchmark):
+    """Memory and time of a layout that shares its blocks with others, as in a search over pp, dp and schedules."""
+    costs = TrainingCosts(load_model("DeepSeek-V3"), hardware("h100-sxm"), UNIFORM)
+    layout = TrainingLayout(tp=2, pp=8, dp=64, ep=64)
+    job = work(method="pretrain", global_batch_sequences=8192)
+
+    def evaluate():
+        return costs.memory(layout, job).need_bytes, costs.step(layout, job).step_time_s
+
+    evaluate()
+    need, seconds = benchmark(evaluate)
+    assert need > 0.0
+    assert seconds > 0.0
+    if benchmark.stats is not None:
+        assert benchmark.stats.stats.min < WARM_S
 
 
 def test_pipeline(benchmark):
