@@ -28,8 +28,10 @@ from moeplan.steps.training_layer import KERNELS
 _COMPUTE = ("projections", "attention", "dense", "experts", "router", "head", "adapter", "recompute")
 _ONCE = ("data_parallel", "optimizer")
 LEAST_ROWS = 5
-# Their kernels and schedules are those of 2022 and 2023: judged, but nothing is learnt there.
-OLD_FRAMEWORKS = ("Megatron-DeepSpeed", "LLM-Foundry")
+# Its kernels and schedule are those of 2021 and 2022: judged, but nothing is learnt there.
+LEFT_OUT = ("Megatron-DeepSpeed",)
+# Of 2023: a device's clock is learnt there only where nothing newer was published of the device.
+OLD = ("LLM-Foundry",)
 _HOST = ("expert_s", "sync_s")  # fitted; ``layer_s`` stays an estimate, dense runs hide it
 
 
@@ -43,6 +45,8 @@ class Fact:
     configuration: tuple[str, ...]
     is_moe: bool
     graphs: bool
+    old: bool
+    architecture: str
     truth_s: float
     compute_s: float
     other_s: float  # memory and links, once per micro batch
@@ -64,7 +68,7 @@ def facts(rows: Iterable[Row]) -> list[Fact]:
         notes = text_of(row, "notes")
         if "fine" in text_of(row, "kind") or "functional run" in notes or "short_run" in notes:
             continue
-        if text_of(row, "framework").startswith(OLD_FRAMEWORKS):
+        if text_of(row, "framework").startswith(LEFT_OUT):
             continue
         try:
             fact = _fact(row)
@@ -97,6 +101,8 @@ def _fact(row: Row) -> Fact | None:
         configuration=(model.name, text_of(row, "hardware"), training.work.compute_format),
         is_moe=bool(experts) and layout.ep > 1,
         graphs=training.work.cuda_graphs,
+        old=text_of(row, "framework").startswith(OLD),
+        architecture=hardware.device.architecture,
         truth_s=truth_s,
         compute_s=compute_s,
         other_s=other_s,
@@ -139,12 +145,18 @@ class _Table:
         return np.log(self.column("truth_s") / self.step_s(clocks, host))
 
 
+def _of_device(dense: list[Fact], device: str) -> list[Fact]:
+    """Runs that say something about a device's clock."""
+    mine = [f for f in dense if f.device == device]
+    return [f for f in mine if not f.old] or mine
+
+
 def fit_clocks(known: list[Fact]) -> dict[str, float]:
     """Sustained share of the burst rate by device, from dense runs: least weighted mean absolute log error."""
     dense = [f for f in known if not f.is_moe]
     found = {}
     for device in sorted({f.device for f in dense}):
-        table = _Table([f for f in dense if f.device == device])
+        table = _Table(_of_device(dense, device))
         if len(table.facts) < LEAST_ROWS or len({f.configuration[0] for f in table.facts}) < 2:
             continue
 
@@ -178,7 +190,7 @@ def held_out(known: list[Fact]) -> dict[str, npt.NDArray[np.float64]]:
     for family in sorted({f.family for f in known}):
         rest = [f for f in known if f.family != family]
         clocks = fit_clocks(rest)
-        mine = [f for f in known if f.family == family and f.device in clocks]
+        mine = [f for f in known if f.family == family and f.device in clocks and not f.old]
         if mine:
             found[family] = _Table(mine).log_errors(clocks, fit_host(rest, clocks))
     return found
@@ -205,8 +217,9 @@ def fitted_document(rows: Iterable[Row], source: str) -> dict[str, Any]:
     moe = [f for f in known if f.is_moe and not f.graphs and f.device in clocks]
     devices = {}
     for device, clock in clocks.items():
-        dense = [f for f in known if not f.is_moe and f.device == device]
-        devices[device] = entry({"sustained_frac": clock}, dense, _Table(dense).log_errors(clocks, host))
+        dense = _of_device([f for f in known if not f.is_moe], device)
+        fitted = entry({"sustained_frac": clock}, dense, _Table(dense).log_errors(clocks, host))
+        devices[device] = {"architecture": dense[0].architecture, **fitted}
     summary: Callable[[npt.NDArray[np.float64]], dict[str, float]] = lambda e: {  # noqa: E731
         "n": len(e), "mdape": float(f"{np.median(np.abs(np.expm1(-e))):.3g}"), "bias": float(f"{np.median(-e):.3g}"),
     }  # fmt: skip

@@ -263,7 +263,7 @@ def _hardware(loaded: _Loaded, fits: bool) -> Hardware:
     if fits:
         folders = (path.parent for path in loaded.files if path.name == "profile.yaml")
         efficiency.update(efficiency_of(folders, device, _shipped_device).parameters)
-        efficiency.update(training_parameters(device.slug))
+        efficiency.update(training_parameters(device.slug, device.architecture))
         efficiency.update(fabric_parameters())
     return Hardware(
         slug=loaded.name,

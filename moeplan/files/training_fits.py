@@ -29,6 +29,7 @@ class TrainingFit(BaseModel):
     n_models: int
     log_residual: tuple[float, float, float]
     source: str
+    architecture: str = ""  # of a device
 
     @property
     def tier(self) -> Tier:
@@ -47,12 +48,12 @@ class TrainingFits(BaseModel):
     devices: dict[str, TrainingFit]
 
 
-def training_parameters(device: str) -> dict[tuple[str, str, str], OpParameters]:
+def training_parameters(device: str, architecture: str) -> dict[tuple[str, str, str], OpParameters]:
     """Parameters of training steps on ``device`` (a catalog name) by (operation, engine, format).
 
-    The host's are fitted to the devices listed and lent to the others; a device that is not listed has no clock of its
-    own. A fit of few rows or models is no better than one that is lent. What no fit holds stays the estimate of
-    `costs.host`.
+    The host's are fitted to the devices listed and lent to the others; a device that is not listed has the clock of the
+    most measured one of its architecture, if any. A fit of few rows or models is no better than one that is lent. What
+    no fit holds stays the estimate of `costs.host`.
 
     Raises:
         InputError: the data file is bad.
@@ -62,6 +63,10 @@ def training_parameters(device: str) -> dict[tuple[str, str, str], OpParameters]
     found = {"training_host": (fits.host, fits.host.tier if own is not None else Tier.TRANSFERRED)}
     if own is not None:
         found["training_device"] = (own, own.tier)
+    else:
+        alike = [fit for fit in fits.devices.values() if fit.architecture == architecture]
+        if alike:
+            found["training_device"] = (max(alike, key=lambda fit: fit.n_rows), Tier.TRANSFERRED)
     return {
         (op, ENGINE, FORMAT): OpParameters(
             op, ENGINE, FORMAT, {**DEFAULTS[op], **fit.values}, tier, fit.log_residual, fit.source

@@ -80,7 +80,8 @@ def invented(family: str, *, is_moe: bool, clock: float, expert_s: float, sync_s
     compute_s, other_s, once_s = rng.uniform(1.0, 6.0, 3) * (1.0, 0.2, 0.1)
     n_micro, layers, held = int(rng.integers(8, 64)), 24, int(rng.choice([2, 8, 32]))
     fact = Fact(
-        f"{family}-{seed}", family, "x", (f"{family}-{seed % 2}", "x", "bf16"), is_moe, False, 1.0, compute_s,
+        f"{family}-{seed}", family, "x", (f"{family}-{seed % 2}", "x", "bf16"), is_moe, False, False,
+        "hopper", 1.0, compute_s,
         other_s, once_s, n_micro, layers, layers if is_moe else 0, held if is_moe else 0,
     )  # fmt: skip
     host = {**DEFAULTS["training_host"], "expert_s": expert_s, "sync_s": sync_s}
@@ -120,7 +121,7 @@ def test_shipped_fits_reach_the_hardware():
     fits = read_training_fits()
     assert fits.kind == "fitted"
     assert fits.host.n_rows > 50
-    own, lent = load_hardware("gb200-nvl72").efficiency.parameters, load_hardware("a100-sxm-80gb").efficiency.parameters
+    own, lent = load_hardware("gb200-nvl72").efficiency.parameters, load_hardware("mi300x").efficiency.parameters
     key = ("training_host", "training", "bf16")
     assert own[key].tier is Tier.FITTED
     assert lent[key].tier is Tier.TRANSFERRED
@@ -131,3 +132,6 @@ def test_shipped_fits_reach_the_hardware():
     few = load_hardware("b200-sxm").efficiency.parameters["training_device", "training", "bf16"]
     assert few.tier is Tier.TRANSFERRED  # five rows of two models
     assert ("training_device", "training", "bf16") not in lent
+    alike = load_hardware("h800").efficiency.parameters["training_device", "training", "bf16"]
+    assert alike.tier is Tier.TRANSFERRED  # the clock of the most measured device of its architecture
+    assert alike.values["sustained_frac"] == fits.devices["h100-sxm"].values["sustained_frac"]
