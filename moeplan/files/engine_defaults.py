@@ -26,6 +26,8 @@ _QUANTITIES: dict[str, Dimension] = {
     "front_token": "duration",
     "eager_layer": "duration",
     "eager_experts": "duration",
+    "swap_space": "bytes",
+    "kv_offload": "bytes",
 }
 
 
@@ -56,6 +58,18 @@ ENGINE_FIELDS = {
     "dp_balance_iterations": "dp_balance_iterations",
     "batch_wait_iterations": "batch_wait_iterations",
     "batch_wait_tokens": "batch_wait_tokens_frac",
+    "prefix_caching": "prefix_caching",
+    "priority_scheduling": "priority_scheduling",
+    "swap_space": "swap_bytes",
+    "kv_offload": "kv_offload_bytes",
+    "kv_link_overlap": "kv_link_overlap",
+    "draft_tokens": "draft_tokens",
+    "draft_acceptance": "draft_acceptance_frac",
+    "drafts": "drafts",
+    "cuda_graph_padding": "cuda_graph_padding",
+    "weight_offload": "weight_offload_frac",
+    "expert_offload": "expert_offload_frac",
+    "expert_offload_on": "expert_offload_on",
 }
 
 

@@ -30,6 +30,7 @@ def resolve_serving(
         rs, file.precision, ("serving", "precision"), "serving.precision", model, hardware.device, file.engine.name
     )
     engine = resolve_engine(rs, file.engine, hardware.device, layout.tp, ("serving", "engine"), "serving.engine")
+    _check_host(rs, engine, model, hardware)
     max_context = _max_context(rs, file.engine, model)
     slo = resolve_slo(rs, file.slo, ("serving", "slo"), "serving.slo")
     traffic = resolve_traffic(rs, file.traffic, slo, max_context, arrays)
@@ -109,7 +110,34 @@ def resolve_engine(rs: Resolving, file: EngineFile, device: Device, tp: int, loc
             engine.max_num_batched_tokens,
             f"at least max_num_seqs = {engine.max_num_seqs}",
         )
+    if engine.draft_tokens > 0 and file.draft_acceptance is None:
+        rs.problem((*loc, "draft_tokens"), "drafts without a chance to be accepted", hint="state draft_acceptance")
+    if engine.draft_tokens >= engine.max_num_batched_tokens:
+        rs.problem((*loc, "draft_tokens"), "more drafts than tokens in an iteration", engine.draft_tokens,
+                   f"below max_num_batched_tokens = {engine.max_num_batched_tokens}")  # fmt: skip
     return engine
+
+
+def _check_host(rs: Resolving, engine: Engine, model: ModelArchitecture, hardware: Hardware) -> None:
+    """Report what the model or the machine lacks for drafts and offloading."""
+    loc: Loc = ("serving", "engine")
+    if engine.draft_tokens > 0 and engine.drafts == "mtp" and not model.mtp_layers:
+        what, hint = f"{model.name} has no multi-token-prediction module", "set drafts: ngram"
+        rs.problem((*loc, "draft_tokens"), what, engine.draft_tokens, hint=hint)
+    used = {"swap_space": engine.swap_bytes, "kv_offload": engine.kv_offload_bytes}
+    shares = {"weight_offload": engine.weight_offload_frac}
+    if engine.expert_offload_on == "gpu":
+        shares["expert_offload"] = engine.expert_offload_frac
+    elif engine.expert_offload_frac > 0.0 and hardware.host.memory_bytes_per_s is None:
+        rs.problem((*loc, "expert_offload_on"), f"{hardware.slug} states no bandwidth of the host's memory")
+    if hardware.host.pcie is None and not hardware.device.unified_memory:
+        for key, value in {**used, **shares}.items():
+            if value > 0.0:
+                rs.problem((*loc, key), f"{hardware.slug} states no link between host and GPU", value)
+    needed, there = sum(used.values()) * hardware.n_gpus_per_node, hardware.host.memory_bytes
+    if there is not None and needed > there:
+        key = max(used, key=lambda name: used[name])
+        rs.problem((*loc, key), "more than the host's memory, all GPUs together", needed, f"at most {there:.3g} bytes")
 
 
 def _max_context(rs: Resolving, file: EngineFile, model: ModelArchitecture) -> int:

@@ -102,6 +102,42 @@ class EngineFile(Section):
     batch_wait_tokens: Fraction | None = Field(
         default=None, description="Share of max_num_batched_tokens that ends the wait (batch_wait_max_tokens_ratio)."
     )
+    prefix_caching: Flag | None = Field(
+        default=None, description="Keep the KV of prompts for others that start alike, until its room is needed."
+    )
+    priority_scheduling: Flag | None = Field(
+        default=None,
+        description="Requests wait in order of their class's priority, and the least important is preempted first.",
+    )
+    swap_space: Bytes | None = Field(
+        default=None, description="Host memory per GPU for preempted sequences; without, they are recomputed."
+    )
+    kv_offload: Bytes | None = Field(
+        default=None, description="Host memory per GPU for prefixes that lose their room on the GPU."
+    )
+    kv_link_overlap: Flag | None = Field(
+        default=None, description="KV moves over the host link while an iteration runs; else before it."
+    )
+    draft_tokens: CountOrZero | None = Field(
+        default=None, description="Speculative decoding: drafts verified in an iteration."
+    )
+    draft_acceptance: Fraction | None = Field(
+        default=None, description="Chance that a draft is accepted when all before it are; state it with draft_tokens."
+    )
+    drafts: Annotated[str, choice("mtp", "ngram")] | None = Field(
+        default=None, description="Drafts by the model's multi-token-prediction module, or looked up in the prompt."
+    )
+    cuda_graph_padding: Flag | None = Field(
+        default=None,
+        description="Pad an iteration to the next captured size. Off by default: the fitted overheads contain it.",
+    )
+    weight_offload: Fraction | None = Field(
+        default=None, description="Share of attention and dense weights in host memory, streamed every iteration."
+    )
+    expert_offload: Fraction | None = Field(default=None, description="Share of routed experts in host memory.")
+    expert_offload_on: Annotated[str, choice("gpu", "host")] | None = Field(
+        default=None, description="Experts in host memory are streamed to the GPU when chosen, or computed by the CPU."
+    )
 
 
 class PrecisionFile(Section):

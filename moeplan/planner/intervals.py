@@ -71,4 +71,5 @@ def scaled_table(table: StepTable, factor: float) -> StepTable:
         host_row_s=table.host_row_s * factor,
         prefill_pool=None if table.prefill_pool is None else scaled_table(table.prefill_pool, factor),
         parts={name: part * factor for name, part in table.parts.items()},
+        draft_time_s=None if table.draft_time_s is None else table.draft_time_s * factor,
     )

@@ -26,8 +26,9 @@ from moeplan.simulate.serving import EventLog
 from moeplan.spec.layout import ServingLayout
 from moeplan.spec.plan import Verdict
 from moeplan.spec.scenario import Scenario, Serving
+from moeplan.steps.compiled import compile_step_table
 from moeplan.steps.memory import serving_memory_by_limits
-from moeplan.steps.serving import ServingStep, compile_step_table
+from moeplan.steps.serving import ServingStep
 from moeplan.steps.table import StepTable
 
 Array = npt.NDArray[np.float64]

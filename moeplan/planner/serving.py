@@ -20,8 +20,9 @@ from moeplan.spec.plan import Q, RoutingResult, ServingResult
 from moeplan.spec.scenario import Serving
 from moeplan.spec.uncertainty import ModelError, situation
 from moeplan.spec.workload import Slo, Traffic
+from moeplan.steps.compiled import step_parts_s
 from moeplan.steps.memory import MemoryFit
-from moeplan.steps.serving import Iteration, step_parts_s
+from moeplan.steps.serving import Iteration
 from moeplan.steps.table import StepTable
 from moeplan.steps.use import Use, serving_use
 
@@ -163,7 +164,7 @@ def _mean_iteration(log: EventLog, serving: Serving) -> Iteration:
     prompt, answer = log.input_tokens[done], log.output_tokens[done]
     context = float(np.average(prompt + answer / 2.0, weights=answer)) if done.any() else 0.0
     new = log.prefill_tokens / n
-    return Iteration(log.decode_tokens / n, context, ((new, 0.0),) if new > 0.0 else ())
+    return Iteration(log.decode_tokens / n / serving.engine.tokens_gained, context, ((new, 0.0),) if new > 0.0 else ())
 
 
 def _routing(deployment: Deployment, iteration: Iteration) -> RoutingResult | None:

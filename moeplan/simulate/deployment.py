@@ -10,13 +10,14 @@ import numpy as np
 from moeplan.costs.fabrics import fabric_of, stream_bytes_per_s
 from moeplan.simulate.arrivals import draw_requests
 from moeplan.simulate.disaggregated import KvTransfer, PoolSettings, simulate_disaggregated
-from moeplan.simulate.serving import EventLog, simulate_serving
+from moeplan.simulate.serving import EventLog, HostMemory, simulate_serving
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.model import LatentAttention, LinearAttention, ModelArchitecture, MoeMlp, SoftmaxAttention, StateSpace
 from moeplan.spec.scenario import RoutingAssumption, Serving
 from moeplan.spec.workload import Arrivals, Traffic
+from moeplan.steps.compiled import compile_step_table
 from moeplan.steps.memory import MemoryFit, serving_memory
-from moeplan.steps.serving import ServingStep, compile_step_table
+from moeplan.steps.serving import ServingStep
 from moeplan.steps.table import StepTable
 
 
@@ -93,6 +94,18 @@ class Deployment:
             max_context_tokens=s.max_context_tokens,
             fleet=s.fleet,
             weight_bytes=self._weight_bytes(fit),
+            host=self._host_memory(fit),
+        )
+
+    def _host_memory(self, fit: MemoryFit) -> HostMemory | None:
+        """Host memory for KV; None where nothing uses it. Raises ValueError when the profile states no link to it."""
+        engine = self.serving.engine
+        per_token = fit.kv_bytes_per_token
+        if not per_token or (engine.swap_bytes == 0.0 and engine.kv_offload_bytes == 0.0):
+            return None
+        block_s = float(self.step.ops.host_copy_s(per_token * engine.kv_block_tokens))
+        return HostMemory(
+            block_s / engine.kv_block_tokens, engine.swap_bytes / per_token, engine.kv_offload_bytes / per_token
         )
 
     def _run_pools(self, prefill: Deployment, table: StepTable, fit: MemoryFit, traffic: Traffic) -> EventLog:

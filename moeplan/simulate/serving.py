@@ -132,7 +132,7 @@ def simulate_serving(
     if not 0.0 < window_s < np.inf:
         raise ValueError(f"window_s: must be positive and finite (got {window_s})")
     most = fleet.most_replicas(layout)
-    pool = ReplicaPool(table, limits, requests, most, layout.replicas, engine.acceptance_frac, seed)
+    pool = ReplicaPool(table, limits, requests, most, layout.replicas, engine.draft_acceptance_frac, seed)
     start = fleet.cold_start
     history = FleetRun(
         pool,
@@ -160,7 +160,7 @@ def engine_limits(
     _check(engine, layout, kv_capacity_tokens)
     if dispatch not in DISPATCH:
         raise ValueError(f"dispatch: {' or '.join(DISPATCH)} (got {dispatch})")
-    verify_tokens = 1 + engine.draft_tokens
+    verify_tokens = engine.verified_tokens
     n_blocks = kv_capacity_tokens / table.pp / engine.kv_block_tokens
     memory = HostMemory(0.0) if host is None else host
 
@@ -199,9 +199,9 @@ def engine_limits(
         unit_blocks=1,
         host_blocks=host_blocks(memory.offload_tokens),
         host_units=host_blocks(memory.offload_tokens),
-        swap_blocks=host_blocks(memory.swap_tokens) if engine.preemption == "swap" else 0,
+        swap_blocks=host_blocks(memory.swap_tokens),
         block_link_s=float(memory.token_s * engine.kv_block_tokens),
-        link_overlaps=bool(engine.link_overlap),
+        link_overlaps=bool(engine.kv_link_overlap),
     )
 
 
@@ -222,7 +222,7 @@ def _check(engine: Engine, layout: ServingLayout, kv_capacity_tokens: float) -> 
         raise ValueError(f"kv_capacity_tokens: must not be negative (got {kv_capacity_tokens})")
     if layout.replicas < 1 or layout.dp < 1:
         raise ValueError(f"layout: at least one replica and rank (got {layout.replicas}, {layout.dp})")
-    if engine.draft_tokens < 0 or not 0.0 <= engine.acceptance_frac <= 1.0:
+    if engine.draft_tokens < 0 or not 0.0 <= engine.draft_acceptance_frac <= 1.0:
         raise ValueError(f"drafts: none or more, accepted between 0 and 1 (got {engine.draft_tokens})")
     if engine.draft_tokens >= engine.max_num_batched_tokens:
         raise ValueError(f"draft_tokens: below max_num_batched_tokens (got {engine.draft_tokens})")

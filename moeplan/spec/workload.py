@@ -154,18 +154,32 @@ class Engine:
     batch_wait_tokens_frac: float = 0.0  # ... unless the iteration has this share of max_num_batched_tokens
     prefix_caching: bool = False  # KV of shared prefixes is kept until its room is needed
     priority_scheduling: bool = False  # requests wait in order of their priority, the least important is preempted
-    preemption: Literal["recompute", "swap"] = "recompute"
-    swap_bytes: float = 0.0  # host memory per GPU for swapped sequences
+    swap_bytes: float = 0.0  # host memory per GPU for preempted sequences; without room they are recomputed
     kv_offload_bytes: float = 0.0  # host memory per GPU for idle blocks of the prefix cache
-    link_overlap: bool = False  # KV moves over the host link while an iteration runs; else before it
+    kv_link_overlap: bool = False  # KV moves over the host link while an iteration runs; else before it
     draft_tokens: int = 0  # speculative decoding: drafts verified in an iteration
-    acceptance_frac: float = 0.0  # chance that a draft is accepted when all before it are
+    draft_acceptance_frac: float = 0.0  # chance that a draft is accepted when all before it are
+    drafts: Literal["mtp", "ngram"] = "mtp"  # by the model's multi-token-prediction module, or looked up
+    cuda_graph_padding: bool = False  # an iteration is padded to the next captured size
+    weight_offload_frac: float = 0.0  # share of attention and dense weights in host memory, streamed every iteration
+    expert_offload_frac: float = 0.0  # share of routed experts in host memory ...
+    expert_offload_on: Literal["gpu", "host"] = "gpu"  # ... streamed to the device when chosen, or computed by the host
     fused_quantization: tuple[str, ...] = ()  # formats whose activations are quantised by the kernel before the GEMM
     expert_kernels: tuple[str, ...] = ()  # other kernels of the routed experts the engine picks where they are faster
     # How data-parallel ranks bring tokens to experts inside a domain: every token to all ranks, or each to its experts.
     expert_exchange: Literal["gather", "all_to_all"] = "gather"
     kv_cache_16_bit: str = "bf16"  # format of an unquantised cache
     kv_cache_narrow: str = ""  # format of the cache under published fp8 and fp4 checkpoints, where it is another
+
+    @property
+    def verified_tokens(self) -> int:
+        """Tokens of a decoding sequence that an iteration computes."""
+        return 1 + self.draft_tokens
+
+    @property
+    def tokens_gained(self) -> float:
+        """Mean tokens a decoding sequence gets in an iteration (arXiv:2211.17192, equation 1)."""
+        return float(sum(self.draft_acceptance_frac**i for i in range(self.verified_tokens)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,11 +199,28 @@ def _replica_stages(
             copies = split(routing.n_redundant_experts, layout.ep) / layout.expert_tp
             moe = (b for layer in layers for b in layer.blocks if isinstance(b, MoeMlp))
             params += Params(experts=copies * sum(block.n_params_per_expert for block in moe))
-        weights = {f"weights_{name}": size for name, size in params.stored_bytes(precision).items()}
+        if last and engine.draft_tokens > 0 and engine.drafts == "mtp":
+            params += layers_params(model.mtp_layers[:1], model.hidden_size, layout.tp, layout.ep, layout.expert_tp)
+        on_gpu = {
+            "attention": 1.0 - engine.weight_offload_frac,
+            "dense": 1.0 - engine.weight_offload_frac,
+            "experts": 1.0 - engine.expert_offload_frac,
+        }
+        stored = params.stored_bytes(precision)
+        weights = {f"weights_{name}": size * on_gpu.get(name, 1.0) for name, size in stored.items()}
         longest = cache_bytes_per_sequence(layers, _in_blocks(max_context_tokens, engine), fmt, layout.tp)
         usual = cache_bytes_per_sequence(layers, _in_blocks(mean_context, engine), fmt, layout.tp)
         found.append(_Stage(stage, layers, last, weights, longest, usual / mean_context))
     return found
+
+
+def stage_weight_bytes(model: ModelArchitecture, layout: ServingLayout, precision: Precision) -> dict[str, float]:
+    """Weights of the fullest pipeline stage on one GPU, wherever they are kept, by component [bytes]."""
+    found = [
+        layers_params(layers, model.hidden_size, layout.tp, layout.ep, layout.expert_tp).stored_bytes(precision)
+        for layers in stages(model, layout.pp)
+    ]
+    return max(found, key=lambda weights: sum(weights.values()))
 
 
 def _limits(engine: Engine) -> tuple[Array, Array]:

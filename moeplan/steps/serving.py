@@ -1,4 +1,4 @@
-"""One iteration of a serving engine: compiled into a `StepTable`, and opened up into parts for one batch."""
+"""What one iteration of a serving engine runs and how long each part takes; `steps.compiled` puts them together."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from moeplan.spec.model import DenseMlp, LatentAttention, Mixer, ModelArchitectu
 from moeplan.spec.precision import FORMATS, Precision
 from moeplan.spec.scenario import RoutingAssumption
 from moeplan.spec.workload import Engine
-from moeplan.steps.mixers import decode_mixer_s, prefill_mixer_s, window_tokens
+from moeplan.steps.mixers import decode_mixer_s, prefill_mixer_s
 from moeplan.steps.operations import ACTIVATION_BYTES, Operations
 from moeplan.steps.power import Arithmetic, Traffic, prefill_attention_arithmetic_s
-from moeplan.steps.table import StepTable
 
 Array = npt.NDArray[np.float64]
 
@@ -230,7 +229,7 @@ class ServingStep:
     def _exchanges_by_all_to_all(self) -> bool:
         return exchanges_by_all_to_all(self.layout, self.engine, self.hardware)
 
-    def _loads(self, block: MoeMlp, n_tokens: Array) -> expert_routing.RankLoads:
+    def expert_loads(self, block: MoeMlp, n_tokens: Array) -> expert_routing.RankLoads:
         """Tokens of the whole replica meet in the experts.
 
         No more of them than sequences may run are taken to decode: each is of a text of its own. More hold prompts.
@@ -244,7 +243,7 @@ class ServingStep:
 
     def _experts_s(self, block: MoeMlp, n_tokens: Array) -> Array:
         layout = self.layout
-        tokens, loads = n_tokens * layout.dp, self._loads(block, n_tokens)
+        tokens, loads = n_tokens * layout.dp, self.expert_loads(block, n_tokens)
         assignments = loads.assignments
         # gathered, every rank sees all tokens and masks the pairs of remote experts
         gathered = not self._exchanges_by_all_to_all
@@ -275,7 +274,7 @@ class ServingStep:
             gathered = n_tokens * layout.dp * width * ACTIVATION_BYTES
             local = max(1, self.hardware.n_gpus_scale_up // layout.tp)
             return 2 * self.ops.all_gather_s(gathered, layout.dp, min(layout.dp, local))
-        loads = self._loads(block, n_tokens)
+        loads = self.expert_loads(block, n_tokens)
         sent = expert_routing.token_copies(block, layout.ep, self.routing, n_nodes=self._n_expert_nodes)
         mine = n_tokens / layout.tp
         return self.ops.expert_exchange_s(
@@ -311,95 +310,5 @@ class ServingStep:
         return layers_s + self.engine.eager_experts_s * n_moe
 
 
-def step_parts_s(step: ServingStep, iteration: Iteration) -> dict[str, float]:
-    """The parts of one iteration [s]; they add up to its time.
-
-    One stage of a pipeline takes 1/pp of all but ``overhead``.
-    """
-    tokens = np.asarray(iteration.n_tokens, np.float64)
-    parts = {name: float(time_s) for name, time_s in step.linear_parts_s(tokens).items()}
-    attention = 0.0
-    if iteration.decode_batch:
-        attention += float(
-            step.decode_mixers_s(np.asarray(iteration.decode_batch), np.asarray(iteration.decode_context_tokens))
-        )
-    for new, cached in iteration.prompts:
-        attention += float(step.prefill_mixers_s(np.asarray(float(new)), np.asarray(float(cached))))
-    parts["attention"] = attention
-    rows = iteration.decode_batch + len(iteration.prompts) if iteration.head_rows is None else iteration.head_rows
-    parts["head"] = float(step.head_s(np.asarray(float(rows)))) if rows else 0.0
-    graph_max = step.engine.cuda_graph_max_tokens if step.engine.cuda_graphs else 0
-    launch_s = step.eager_floor_s if iteration.n_tokens > graph_max else 0.0
-    host_s = step.engine.host_step_s + rows * step.engine.host_sequence_s
-    device_s = sum(parts.values())
-    hidden_s = host_s if step.engine.async_scheduling else 0.0
-    parts["overhead"] = step.engine.step_overhead_s + (host_s - hidden_s)
-    if (waits_s := launch_s + hidden_s - device_s) > 0.0:
-        parts["host"] = waits_s
-    return parts
-
-
-def compile_step_table(
-    model: ModelArchitecture,
-    hardware: Hardware,
-    layout: ServingLayout,
-    precision: Precision,
-    engine: Engine,
-    routing: RoutingAssumption,
-) -> StepTable:
-    """All times of an iteration on grids, see `StepTable` and docs/decisions/0001.
-
-    Raises ValueError where the layout needs a link the hardware does not have, or the device no rate for a format.
-    """
-    step = ServingStep(model, hardware, layout, precision, engine, routing)
-    most_tokens = max(engine.max_num_batched_tokens, engine.max_num_seqs, 2)
-    tokens = _grid(1, most_tokens, 3)
-    parts = step.linear_parts_s(tokens)
-    batch = _grid(1, max(engine.max_num_seqs, 2), 2)
-    corners = [window for block, _ in step._mixers() if (window := _corner(block)) is not None]
-    context = _grid(1, max(model.max_context_tokens, 2), 1, corners)
-    # without chunks the longest prompt runs whole
-    query = _grid(1, most_tokens if engine.chunked_prefill else max(most_tokens, model.max_context_tokens), 4)
-    cached = np.concatenate([[0.0], _grid(64, max(model.max_context_tokens, 128), 1, corners)])
-    rows = _grid(1, max(engine.max_num_seqs, 2), 2)
-    hides_host = engine.async_scheduling
-    return StepTable(
-        token_grid=tokens,
-        linear_time_s=_total_s(parts),
-        decode_batch_grid=batch,
-        decode_context_grid=context,
-        decode_attention_time_s=step.decode_mixers_s(batch[:, None], context[None, :]),
-        prefill_query_grid=query,
-        prefill_context_grid=cached,
-        prefill_attention_time_s=step.prefill_mixers_s(query[:, None], cached[None, :]),
-        head_rows_grid=rows,
-        head_time_s=step.head_s(rows) + (0.0 if hides_host else rows * engine.host_sequence_s),
-        step_overhead_s=engine.step_overhead_s + (0.0 if hides_host else engine.host_step_s),
-        eager_time_s=step.eager_floor_s,
-        host_step_s=engine.host_step_s if hides_host else 0.0,
-        host_row_s=engine.host_sequence_s if hides_host else 0.0,
-        graph_max_tokens=engine.cuda_graph_max_tokens if engine.cuda_graphs else 0,
-        pp=layout.pp,
-        parts=parts,
-    )
-
-
 def _total_s(parts: Mapping[str, Array]) -> Array:
     return np.sum(list(parts.values()), axis=0)
-
-
-def _corner(block: Mixer) -> float | None:
-    """Context at which the block's cost stops growing."""
-    if not isinstance(block, SoftmaxAttention | LatentAttention):
-        return None
-    window = window_tokens(block)
-    ratio = block.kv_compression_ratio if isinstance(block, LatentAttention) else 1.0
-    return None if window is None else window * ratio
-
-
-def _grid(low: float, high: float, per_octave: int, extra: list[float] | None = None) -> Array:
-    """Whole numbers from ``low`` to ``high``, about ``per_octave`` to a doubling, with ``extra`` points inside."""
-    n = int(np.ceil(np.log2(high / low) * per_octave)) + 1
-    points = np.round(np.geomspace(low, high, n))
-    inside = [x for x in extra or () if low < x < high]
-    return np.unique(np.concatenate([points, inside]))

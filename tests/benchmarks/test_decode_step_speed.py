@@ -13,7 +13,8 @@ from moeplan.kernels.engine_state import interpolate, interpolate2
 from moeplan.simulate.serving import kernel_table
 from moeplan.spec.layout import ServingLayout
 from moeplan.spec.routing import RoutingAssumption
-from moeplan.steps.serving import Iteration, ServingStep, compile_step_table, step_parts_s
+from moeplan.steps.compiled import compile_step_table, step_parts_s
+from moeplan.steps.serving import Iteration, ServingStep
 
 MODEL = load_model("DeepSeek-V3")
 PARTS = (MODEL, hardware("h200-sxm"), ServingLayout(tp=8, ep=8), BF16, engine(), RoutingAssumption(0.5, "test"))

@@ -14,8 +14,9 @@ from moeplan.costs.routing import token_copies
 from moeplan.files.model_catalog import load_model
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.routing import Correlation, Popularity, RoutingAssumption
+from moeplan.steps.compiled import step_parts_s
 from moeplan.steps.memory import serving_memory
-from moeplan.steps.serving import Iteration, ServingStep, step_parts_s
+from moeplan.steps.serving import Iteration, ServingStep
 from moeplan.steps.training import training_step
 from moeplan.steps.training_memory import training_memory
 

@@ -13,9 +13,13 @@ from step_cases import BF16, UNIFORM, attention, dense, engine, faster, hardware
 
 from moeplan.costs import host
 from moeplan.spec.layout import ServingLayout, TrainingLayout
+from moeplan.spec.model import MoeMlp
 from moeplan.spec.scenario import RoutingAssumption
 from moeplan.spec.workload import Adapter
-from moeplan.steps.serving import Iteration, ServingStep, compile_step_table, step_parts_s
+from moeplan.steps.compiled import compile_step_table, step_parts_s
+from moeplan.steps.memory import serving_memory
+from moeplan.steps.offload import touched_host_bytes
+from moeplan.steps.serving import Iteration, ServingStep
 from moeplan.steps.training import training_step
 from moeplan.steps.training_layer import EXCHANGE_SM_FRAC
 
@@ -238,3 +242,42 @@ def test_overlap_hides_traffic_but_never_time():
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="global batch of 10"):
         training_step(model(), H100, TrainingLayout(dp=4), work(global_batch_sequences=10), UNIFORM)
+
+
+def test_experts_in_host_memory_cost_what_the_iteration_touches():
+    """One token streams top-k experts of every layer; a large batch streams all of them and no more."""
+    step = step_of(MODELS["gqa-moe"], expert_offload_frac=1.0)
+    blocks = [b for layer in step.model.layers for b in layer.blocks if isinstance(b, MoeMlp)]
+    tokens = np.array([1.0, 1e5])
+    _, experts = touched_host_bytes(step, tokens)
+    bytes_each = [2.0 * b.n_params_per_expert for b in blocks]
+    one = sum(b.top_k * size for b, size in zip(blocks, bytes_each, strict=True))
+    every = sum(b.n_experts * size for b, size in zip(blocks, bytes_each, strict=True))
+    np.testing.assert_allclose(experts, [one, every], rtol=1e-6)
+    link = step.ops.host_copy_s(experts)
+    plain = sum(step_parts_s(step_of(MODELS["gqa-moe"]), Iteration(1, 100.0)).values())
+    slow = sum(step_parts_s(step, Iteration(1, 100.0)).values())
+    assert plain < slow <= plain + link[0]
+    assert slow >= link[0]
+
+
+def test_offloading_frees_what_it_moves():
+    step = step_of(MODELS["gqa-moe"])
+    half = replace(step.engine, weight_offload_frac=0.5, expert_offload_frac=0.25)
+    whole, less = (
+        serving_memory(step.model, H100, step.layout, BF16, e, max_context_tokens=4096).breakdown
+        for e in (step.engine, half)
+    )
+    assert less["weights_experts"] == pytest.approx(0.75 * whole["weights_experts"])
+    assert less["weights_attention"] == pytest.approx(0.5 * whole["weights_attention"])
+    assert less["weights_embedding"] == whole["weights_embedding"]
+
+
+def test_drafts_need_a_module_and_cost_a_layer_each():
+    moe = MODELS["gqa-moe"]
+    with pytest.raises(ValueError, match="multi-token-prediction"):
+        step_parts_s(step_of(replace(moe, mtp_layers=()), draft_tokens=1), Iteration(4, 100.0))
+    able = replace(moe, mtp_layers=moe.layers[-1:])
+    drafts = [step_parts_s(step_of(able, draft_tokens=k), Iteration(4, 100.0))["drafts"] for k in (1, 2, 4)]
+    np.testing.assert_allclose(np.array(drafts) / drafts[0], [1, 2, 4])
+    assert step_parts_s(step_of(moe, draft_tokens=2, drafts="ngram"), Iteration(4, 100.0))["drafts"] == 0.0

@@ -9,7 +9,8 @@ import pytest
 
 from moeplan.files.load import load
 from moeplan.simulate.deployment import Deployment
-from moeplan.steps.serving import Iteration, step_parts_s
+from moeplan.steps.compiled import step_parts_s
+from moeplan.steps.serving import Iteration
 from moeplan.steps.training import training_step
 from moeplan.steps.use import serving_use, training_use
 

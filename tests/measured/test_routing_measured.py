@@ -25,7 +25,8 @@ from moeplan.files.models.reader import read_model
 from moeplan.spec.layout import ServingLayout
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.routing import Popularity, RoutingAssumption
-from moeplan.steps.serving import Iteration, ServingStep, step_parts_s
+from moeplan.steps.compiled import step_parts_s
+from moeplan.steps.serving import Iteration, ServingStep
 
 SHARED = Path(os.environ.get("MOEPLAN_SHARED", Path(__file__).parents[2].parent / "shared"))
 RUNS = SHARED / "measured" / "h200_vllm"

@@ -17,8 +17,9 @@ from moeplan.files.models.reader import read_model
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.scenario import RoutingAssumption
 from moeplan.spec.workload import TrainingWork
+from moeplan.steps.compiled import step_parts_s
 from moeplan.steps.memory import serving_memory
-from moeplan.steps.serving import Iteration, ServingStep, step_parts_s
+from moeplan.steps.serving import Iteration, ServingStep
 from moeplan.steps.training import training_step
 from moeplan.steps.training_memory import training_memory
 
