@@ -81,7 +81,9 @@ def simulate_disaggregated(
             settings.table, engine, settings.layout, settings.kv_capacity_tokens, max_context_tokens, dispatch
         )
         pools.append(
-            ReplicaPool(settings.table, limits, seen, settings.layout.replicas, None, engine.draft_acceptance_frac, seed)
+            ReplicaPool(
+                settings.table, limits, seen, settings.layout.replicas, None, engine.draft_acceptance_frac, seed
+            )
         )
     gpus_of = (prefill.layout.n_gpus_per_replica, decode.layout.n_gpus_per_replica)
     return TwoPoolRun(pools[0], pools[1], requests, transfer, gpus_of, progress).run()
