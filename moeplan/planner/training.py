@@ -185,6 +185,7 @@ def _result(found: StepPrediction, phases: tuple[PhaseResult, ...], run: Trainin
         goodput_frac=run.goodput_frac,
         n_steps=sum(phase.n_steps for phase in phases),
         peak_memory_bytes=found.peak_bytes,
+        hidden_s={part: seconds for part, seconds in step.hidden.items() if seconds > 0.0},
         hfu_frac=per_s.scaled(step.hfu_frac * step.step_time_s),
         phases=phases,
         run=run,

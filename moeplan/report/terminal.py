@@ -143,6 +143,12 @@ def _training(result: TrainingResult) -> Table:
     table.add_row("peak memory per GPU", byte_size(peak.value), _span(peak, byte_size))
     mfu = result.mfu_frac
     table.add_row("model FLOP utilisation", f"{mfu.value:.1%}", f"{mfu.low:.1%} to {mfu.high:.1%}")
+    hfu = result.hfu_frac
+    if hfu.value > mfu.value:
+        table.add_row("with what is recomputed", f"{hfu.value:.1%}", f"{hfu.low:.1%} to {hfu.high:.1%}")
+    for i, phase in enumerate(result.phases[1:], start=2):
+        label = f"step of phase {i}, {phase.sequence_tokens:,} tokens"
+        table.add_row(label, seconds(phase.step_time_s.value), _span(phase.step_time_s, seconds))
     table.add_row("goodput", f"{result.goodput_frac.value:.1%}", "share of wall time that is progress")
     table.add_row("wall time", seconds(result.wall_time_s.value), _span(result.wall_time_s, seconds))
     run = result.run

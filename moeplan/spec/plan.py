@@ -172,6 +172,7 @@ class TrainingResult:
     n_steps: int
     hfu_frac: Q  # as the MFU, with what is recomputed
     peak_memory_bytes: Q  # of the fullest GPU
+    hidden_s: Mapping[str, float]  # communication of a step behind computation, on top of ``time_breakdown``
     phases: tuple[PhaseResult, ...]  # the figures above are the first one's, wall time and GPU hours of all
     run: TrainingRun
 

@@ -107,7 +107,7 @@ class TrainingCosts:
         exchange = gradient_exchange_s(blocks, held[fullest], trained, n_micro)
         breakdown["data_parallel"] = exchange * (1.0 - work.overlap_comm_frac)
         hidden["data_parallel"] = exchange * work.overlap_comm_frac
-        breakdown["optimizer"] = optimizer_s(blocks, trained)
+        breakdown["optimizer"] = optimizer_s(blocks, ranks[fullest], trained)
         n_tokens = work.global_batch_sequences * work.sequence_tokens
         return TrainingStep(
             step_time_s=sum(breakdown.values()),

@@ -226,6 +226,20 @@ def test_frozen_weights_skip_their_gradient():
     assert 0.6 < adapted.model_flop / full.model_flop < 0.8
 
 
+def test_muon_pays_for_its_orthogonalisation():
+    """Five Newton-Schulz iterations of every matrix, divided among the ranks that share it."""
+    layouts = [TrainingLayout(dp=dp, ep=1) for dp in (1, 8)]
+    muon, adam = (
+        [
+            training_step(model(), H100, layout, work(optimizer=name), UNIFORM).breakdown["optimizer"]
+            for layout in layouts
+        ]
+        for name in ("muon", "adamw")
+    )
+    assert muon[0] > adam[0]
+    assert muon[0] / muon[1] == pytest.approx(8.0, rel=0.05)
+
+
 def test_overlap_hides_traffic_but_never_time():
     layout = TrainingLayout(dp=8, ep=8)
     hidden, exposed = (
