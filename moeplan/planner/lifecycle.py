@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from moeplan import metrics
 from moeplan.costs.money import Bill, Usage, bill
@@ -17,7 +18,7 @@ from moeplan.simulate.serving import EventLog
 from moeplan.spec.plan import LifecycleResult, Q, ServingResult
 from moeplan.spec.plan_money import LifeMonth
 from moeplan.spec.prices import Money
-from moeplan.spec.scenario import Demand
+from moeplan.spec.scenario import Demand, Serving
 from moeplan.spec.workload import Slo
 
 _BISECTIONS = 7  # to a hundredth of the capacity
@@ -58,21 +59,29 @@ def requests_per_s_per_replica(deployment: Deployment, result: ServingResult) ->
     )
     table, fit = one.table(), one.fit()
 
-    def most(slo: Slo | None) -> float:
+    def most(*, within_targets: bool) -> float:
         low, high = 0.0, capacity.value / replicas
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)
             log = one.run(table, fit, replace(arrivals, rate_per_s=middle))
-            holds = slo is None or _slo_holds(log, arrivals.warmup_requests, slo)
+            holds = not within_targets or _targets_hold(log, deployment.serving)
             keeps_up = holds and not metrics.is_saturated(log, arrivals.warmup_requests)
             low, high = (middle, high) if keeps_up else (low, middle)
         return low
 
-    return most(deployment.serving.slo) or most(None) or now
+    return most(within_targets=True) or most(within_targets=False) or now
 
 
-def _slo_holds(log: EventLog, warmup_requests: int, slo: Slo) -> bool:
-    keep = metrics.counted(log, warmup_requests)
+def _targets_hold(log: EventLog, serving: Serving) -> bool:
+    """Whether every latency target holds, of each class of requests where there are any."""
+    keep = metrics.counted(log, serving.traffic.arrivals.warmup_requests)
+    classes = serving.traffic.classes
+    if not classes:
+        return _slo_holds(log, keep, serving.slo)
+    return all(_slo_holds(log, keep & (log.class_id == i), c.slo) for i, c in enumerate(classes))
+
+
+def _slo_holds(log: EventLog, keep: npt.NDArray[np.bool_], slo: Slo) -> bool:
     for target_s, values_s in ((slo.ttft_s, metrics.ttft_s), (slo.tpot_s, metrics.tpot_s), (slo.e2e_s, metrics.e2e_s)):
         if target_s is None:
             continue
@@ -167,8 +176,8 @@ def lifecycle(
     rows = serve(service, demand, months)
     rest = commitment_rest(service, months)
     served = rest
-    for _, month in rows:
-        served = served.plus(month)
+    for _, billed in rows:
+        served = served.plus(billed)
     ends = [served.total]
     if capacity is not None and demand is not None:
         for end in (capacity.low, capacity.high):
@@ -178,7 +187,8 @@ def lifecycle(
     tokens = sum(month.output_tokens for month, _ in rows)
     whole = training.bill.plus(served)
     parts = {"training": training.bill.total, **{f"serving_{k}": v for k, v in asdict(served).items()}}
-    scale_at, last = {}, 0
+    scale_at: dict[str, int] = {}
+    last = 0
     for month, _ in rows:
         if month.replicas != last:
             scale_at[str(month.month)] = last = month.replicas
