@@ -147,13 +147,13 @@ def _decode_only(row: Row) -> bool:
 def deployment_as_run(row: Row) -> Deployment:
     """The deployment a row describes, or the nearest that fits: the run exists, so its operator made it fit.
 
-    By giving the engine all memory, limiting its context to the requests, or, where the row does not say what the
-    weights are, taking 8-bit ones. Raises as `deployment_of`; where nothing fits, the last tried is returned.
+    By giving the engine all memory or, where the row does not say what the weights are, taking 8-bit ones. Raises as
+    `deployment_of`; where nothing fits, the last tried is returned.
     """
     deployment = deployment_of(row)
     if deployment.fit().fits:
         return deployment
-    changes: list[Callable[[Deployment], Deployment]] = [_with_all_memory, _with_least_context]
+    changes: list[Callable[[Deployment], Deployment]] = [_with_all_memory]
     if not text_of(row, "weight_precision"):
         changes.append(_with_narrow_weights)
     for change in changes:
@@ -193,7 +193,7 @@ def deployment_of(row: Row) -> Deployment:
         engine,
         traffic,
         Slo(None, None, None, 90.0),
-        longest if apart else max(model.max_context_tokens, longest),
+        longest,  # benchmarks limit the context to their requests (--max-model-len, --max_seq_len)
     )
     stated = Deployment(model, hardware, serving, default_routing(model), 0)
     if apart:
@@ -300,12 +300,6 @@ def _lengths(row: Row, tokens: float) -> LengthDistribution:
 def _with_all_memory(deployment: Deployment) -> Deployment:
     engine = replace(deployment.serving.engine, memory_utilization_frac=1.0)
     return replace(deployment, serving=replace(deployment.serving, engine=engine))
-
-
-def _with_least_context(deployment: Deployment) -> Deployment:
-    traffic = deployment.serving.traffic
-    longest = _longest(traffic.input_tokens) + _longest(traffic.output_tokens)
-    return replace(deployment, serving=replace(deployment.serving, max_context_tokens=longest))
 
 
 def _with_narrow_weights(deployment: Deployment) -> Deployment:

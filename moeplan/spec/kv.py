@@ -12,12 +12,21 @@ Sizes are of the whole model; a layout divides or replicates them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from moeplan.spec.model import Block, LatentAttention, LinearAttention, ModelArchitecture, SoftmaxAttention, StateSpace
+from moeplan.spec.model import (
+    Block,
+    LatentAttention,
+    Layer,
+    LinearAttention,
+    ModelArchitecture,
+    SoftmaxAttention,
+    StateSpace,
+)
 
 INDEX_BYTES = 1.0
 
@@ -48,6 +57,18 @@ def cache_growth(block: Block) -> CacheGrowth:
             return CacheGrowth(0.0, latent, block.window_tokens or 0)
         return CacheGrowth(latent / block.kv_compression_ratio, latent, block.raw_window_tokens, index)
     return CacheGrowth(0.0, 0.0, 0)
+
+
+def without_windows(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """``layers`` with every cache as long as the sequence: what an engine keeps that does not trim windows."""
+
+    def whole(block: Block) -> Block:
+        if isinstance(block, SoftmaxAttention | LatentAttention) and block.pattern != "full":
+            return replace(block, pattern="full", window_tokens=None)
+        return block
+
+    changed = {layer: replace(layer, blocks=tuple(map(whole, layer.blocks))) for layer in dict.fromkeys(layers)}
+    return tuple(changed[layer] for layer in layers)
 
 
 def kv_bytes_per_token(

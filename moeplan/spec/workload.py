@@ -165,6 +165,7 @@ class Engine:
     expert_offload_frac: float = 0.0  # share of routed experts in host memory ...
     expert_offload_on: Literal["gpu", "host"] = "gpu"  # ... streamed to the device when chosen, or computed by the host
     fused_quantization: tuple[str, ...] = ()  # formats whose activations are quantised by the kernel before the GEMM
+    window_cache: str = "trimmed"  # layers with a window keep it only, or "whole": all tokens of the sequence
     expert_kernels: tuple[str, ...] = ()  # other kernels of the routed experts the engine picks where they are faster
     # How data-parallel ranks bring tokens to experts inside a domain: every token to all ranks, or each to its experts.
     expert_exchange: Literal["gather", "all_to_all"] = "gather"

@@ -22,6 +22,7 @@ from moeplan.costs.model_state import Params
 from moeplan.costs.projections import dense_shard, mixer_shard, split
 from moeplan.costs.routing import rank_loads
 from moeplan.spec.hardware import Hardware
+from moeplan.spec.kv import without_windows
 from moeplan.spec.layout import ServingLayout
 from moeplan.spec.model import DenseMlp, Layer, ModelArchitecture, MoeMlp
 from moeplan.spec.plan import MemoryResult
@@ -208,8 +209,9 @@ def _replica_stages(
         }
         stored = params.stored_bytes(precision)
         weights = {f"weights_{name}": size * on_gpu.get(name, 1.0) for name, size in stored.items()}
-        longest = cache_bytes_per_sequence(layers, _in_blocks(max_context_tokens, engine), fmt, layout.tp)
-        usual = cache_bytes_per_sequence(layers, _in_blocks(mean_context, engine), fmt, layout.tp)
+        cached = without_windows(layers) if engine.window_cache == "whole" else layers
+        longest = cache_bytes_per_sequence(cached, _in_blocks(max_context_tokens, engine), fmt, layout.tp)
+        usual = cache_bytes_per_sequence(cached, _in_blocks(mean_context, engine), fmt, layout.tp)
         found.append(_Stage(stage, layers, last, weights, longest, usual / mean_context))
     return found
 

@@ -97,6 +97,17 @@ def test_cache_of_a_window_stops_growing_and_state_never_grows():
     )
 
 
+def test_an_engine_that_does_not_trim_windows_holds_what_full_attention_would():
+    layout, context = ServingLayout(), 8192
+    windowed, full = model(attention(window=1024)), model()
+    trimmed, whole, reference = (
+        serving_memory(m, H100, layout, BF16, engine(window_cache=kept), max_context_tokens=context)
+        for m, kept in ((windowed, "trimmed"), (windowed, "whole"), (full, "trimmed"))
+    )
+    assert whole.kv_capacity_tokens == pytest.approx(reference.kv_capacity_tokens)
+    assert trimmed.kv_capacity_tokens == pytest.approx(context / 1024 * whole.kv_capacity_tokens)
+
+
 def test_fewer_bits_need_less():
     sizes = [
         serving_memory(
