@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any, Literal
 
@@ -89,6 +90,8 @@ def routing_of(row: Row) -> RoutingAssumption:
 
 # How tables name models whose catalog entry has another name.
 _ALIASES = {"nemotron-340b": "Nemotron-4-340B", "nemotron-8b": "Nemotron-3-8B"}
+_OMNI_PATH = re.compile(r"Omni-Path\D*?(\d+) links per node")
+OMNI_PATH_BYTES_PER_S = 12.5e9  # of a link: 100 Gb/s (Intel Omni-Path Architecture 100 series)
 _SHAPE = re.compile(r"hidden (\d+), layers (\d+), heads (\d+)(?:, vocab (\d+)k)?")
 # Vocabulary of a GPT where the row states none: GPT-2's, padded as Megatron-LM does.
 _GPT_VOCABULARY = 51_200
@@ -122,8 +125,13 @@ def model_of(row: Row) -> ModelArchitecture:
 
 
 def hardware_of(row: Row) -> Hardware:
-    """Raises InputError when the catalog does not have it."""
-    return _hardware(text_of(row, "hardware"))
+    """From the catalog, with the network the row states. Raises InputError when the catalog does not have it."""
+    hardware = _hardware(text_of(row, "hardware"))
+    stated = _OMNI_PATH.search(text_of(row, "overlap_notes"))
+    if stated is None or hardware.scale_out is None:
+        return hardware
+    rate = int(stated.group(1)) * OMNI_PATH_BYTES_PER_S / hardware.n_gpus_per_node
+    return replace(hardware, scale_out=replace(hardware.scale_out, name="Omni-Path", bytes_per_s=rate))
 
 
 def _layout(row: Row) -> TrainingLayout:
