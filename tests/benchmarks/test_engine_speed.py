@@ -54,9 +54,9 @@ def compiled():
 def test_requests_per_cpu_second(benchmark, traffic, replicas):
     benchmark.extra_info["requests"] = traffic.arrivals.n_requests
     benchmark.pedantic(cpu_s, (traffic, replicas), rounds=3)
-    # A third of the aim of 100,000 a second: room for a slow or busy machine.
+    # Half of the aim of 100,000 a second: room for a slow or busy machine.
     best_s = min(cpu_s(traffic, replicas) for _ in range(3))
-    assert traffic.arrivals.n_requests / best_s > 33_000
+    assert traffic.arrivals.n_requests / best_s > 50_000
 
 
 def test_kernel_against_plain_twin(twin_class):
