@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from moeplan.files.schema_types import (
     CacheFormat,
     Count,
+    CountOrZero,
     Degree,
     Flag,
     Rule,
@@ -62,6 +63,10 @@ class OptimizeFile(Section):
     cp: list[Degree] | None = _some("Context-parallel degrees (training)", "powers of two")
     vpp: list[Degree] | None = _some("Virtual stages (training)", "the scenario's")
     replicas: list[Degree] | None = _some("Replicas", "all that the GPUs allow")
+    prefill_replicas: list[CountOrZero] | None = _some(
+        "Replicas of a prefill pool; 0: prompts and answers on the same GPUs", "as the scenario"
+    )
+    prefill_tp: list[Degree] | None = _some("Tensor-parallel degrees of the prefill pool", "powers of two")
     max_num_seqs: list[Count] | None = _some("Sequences in an iteration", "16 to 1024 by doubling, and the engine's")
     max_num_batched_tokens: list[Count] | None = _some(
         "Tokens in an iteration", "2048, 4096, 8192, 16384, and the engine's"

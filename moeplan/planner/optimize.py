@@ -53,20 +53,14 @@ def search(question: Question, wanted: OptimizeFile, told: Told) -> Search:
         raise input_error(question.path, "a lifecycle is two searches", hint=hint)
     found, excluded = sites(question, wanted, training=trains)
     work: ServingSearch | TrainingSearch
+    most_gpus = wanted.gpus or max(site.most_gpus for site in found)
     if trains:
-        work = TrainingSearch(question, wanted, found, _most_gpus(wanted, found, trains=True), told)
+        work = TrainingSearch(question, wanted, found, most_gpus, told)
     else:
-        layouts = assess_layouts(question, wanted, found, _most_gpus(wanted, found, trains=False))
+        layouts = assess_layouts(question, wanted, found, most_gpus)
         work = ServingSearch(layouts, wanted.by, wanted.simulations, told)
     best, plan = _confirmed(question, work)
     return _result(question, wanted, found, excluded, work, best, plan)
-
-
-def _most_gpus(wanted: OptimizeFile, found: list[Site], *, trains: bool) -> int:
-    """The stated number; else the file's `gpus`, the layout's own, or one node."""
-    if wanted.gpus is not None:
-        return wanted.gpus
-    return max(site.gpus or site.scenario.hardware.n_gpus_per_node for site in found)
 
 
 def _confirmed(question: Question, work: ServingSearch | TrainingSearch) -> tuple[int | None, Plan | None]:

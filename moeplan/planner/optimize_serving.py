@@ -47,12 +47,19 @@ class Shape:
     scenario: Scenario  # resolved with this tp
     layout: ServingLayout  # replicas 1
     room: tuple[str, ...]  # raises the scenario's own number of GPUs where the search has more
+    pool_follows: bool = True  # a prefill pool has the engine's limits, none of its own
 
     @property
     def serving(self) -> Serving:
         if self.scenario.serving is None:
             raise ValueError(f"{self.scenario.name}: does not serve")
         return self.scenario.serving
+
+    @property
+    def pool_gpus(self) -> int:
+        """GPUs of the prefill pool beside the replicas."""
+        pool = self.serving.prefill
+        return 0 if pool is None else pool.layout.n_gpus
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +113,9 @@ def _shapes(question: Question, search: OptimizeFile, site: Site, most_gpus: int
     """Layouts of one replica that suit the model and the machine, in a fixed order."""
     model, hardware = site.scenario.model, site.scenario.hardware
     price = (site.offers[0].override,) if site.offers and site.offers[0].override else ()
+    pool = 0 if site.scenario.serving is None else site.scenario.serving.n_gpus - 1  # beside the neutral replica
+    follows = question.value("serving.prefill.max_num_seqs") is None
+    follows = follows and question.value("serving.prefill.max_num_batched_tokens") is None
     stated_gpus = question.value("gpus")
     room = (f"gpus={most_gpus}",) if stated_gpus is not None and stated_gpus != most_gpus else ()
     for tp in search.tp or [n for n in powers_of_two(most_gpus) if n <= max(hardware.n_gpus_scale_up, 1)]:
@@ -117,13 +127,15 @@ def _shapes(question: Question, search: OptimizeFile, site: Site, most_gpus: int
                 spreads = search.ep or (powers_of_two(tp * dp) if model.is_moe else [1])
                 for ep in spreads:
                     layout = ServingLayout(tp, pp, dp, ep, 1)
-                    if (tp * dp) % ep or serving_layout_problems(layout, model, hardware):
+                    if (tp * dp) % ep or tp * pp * dp + pool > most_gpus:
+                        continue
+                    if serving_layout_problems(layout, model, hardware):
                         continue
                     if scenario is None:
                         degrees = zip(("tp", "pp", "dp", "ep", "replicas"), (tp, pp, dp, ep, 1), strict=True)
                         stated = [f"serving.layout.{key}={n}" for key, n in degrees]
                         scenario = question.scenario([*site.overrides, *price, *stated, *room])
-                    yield Shape(site, scenario, layout, room)
+                    yield Shape(site, scenario, layout, room, follows)
 
 
 def _limits(search: OptimizeFile, serving: Serving) -> tuple[Array, Array]:
@@ -161,7 +173,7 @@ def _assessed(
     """Columns of one shape: batch limits x replicas."""
     s, layout, scenario = shape.serving, shape.layout, shape.scenario
     seqs, tokens = _limits(search, s)
-    allowed = most_gpus // layout.n_gpus_per_replica
+    allowed = (most_gpus - shape.pool_gpus) // layout.n_gpus_per_replica
     replicas = np.array([n for n in search.replicas or range(1, allowed + 1) if n <= allowed], dtype=np.float64)
     t, q, r = (x.ravel() for x in np.meshgrid(tokens, seqs, replicas, indexing="ij"))
     pairs = t >= q  # fewer tokens than sequences in an iteration is no setting
@@ -206,7 +218,7 @@ def _assessed(
         columns |= {name: getattr(stage, name) for name in names}
     else:
         columns |= {name: np.full(t.size, np.nan) for name in names}
-    n_gpus = (r * layout.n_gpus_per_replica).astype(np.int64)
+    n_gpus = (r * layout.n_gpus_per_replica).astype(np.int64) + shape.pool_gpus
     whole = {"tokens": t, "seqs": q, "replicas": r}
     return {
         "shape": np.full(t.size, index),
@@ -253,7 +265,11 @@ def scenario_of(layouts: Layouts, i: int) -> Scenario:
     shape = x.shapes[x.shape[i]]
     s = shape.serving
     engine = replace(s.engine, max_num_batched_tokens=int(x.tokens[i]), max_num_seqs=int(x.seqs[i]))
-    serving = replace(s, layout=replace(shape.layout, replicas=int(x.replicas[i])), engine=engine)
+    pool = s.prefill
+    if pool is not None and shape.pool_follows:
+        pool = replace(pool, max_num_seqs=engine.max_num_seqs, max_num_batched_tokens=engine.max_num_batched_tokens)
+    layout = replace(shape.layout, replicas=int(x.replicas[i]))
+    serving = replace(s, layout=layout, engine=engine, prefill=pool)
     money = shape.scenario.money if x.offer[i] < 0 else shape.site.offers[x.offer[i]].money
     return replace(shape.scenario, serving=serving, money=money, comparison=None, references=())
 

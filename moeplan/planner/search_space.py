@@ -16,8 +16,10 @@ from moeplan.spec.precision import FORMATS
 from moeplan.spec.prices import Money, Offer
 from moeplan.spec.scenario import Scenario
 
-# A price has to be stated for a scenario to resolve; the search leaves money out where it stands in.
-NO_PRICE = "price=1 USD/h"
+# A price has to be stated for a scenario to resolve; the search leaves money out where this stands in.
+NO_PRICE = "price={per_gpu_hour: 1 USD/h, date: 2000-01-01}"
+_PREFILL = "serving.prefill"
+_PREFILL_TP = 8  # where neither degrees nor GPUs are stated
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Site:
     model: str
     hardware: str
     formats: str
-    gpus: int | None  # that the scenario states, in `gpus` or by its layout, on its own hardware
+    most_gpus: int  # where the search states none: the file's `gpus`, else one node or the layout's own
 
 
 def sites(question: Question, search: OptimizeFile, *, training: bool) -> tuple[list[Site], dict[str, str]]:
@@ -103,7 +105,25 @@ def _formats(question: Question, search: OptimizeFile, *, training: bool) -> lis
         axes.append([f"serving.precision.kv_cache={name}" for name in search.kv_cache])
     if search.top_k is not None:
         axes.append([f"routing.top_k={k}" for k in search.top_k])
-    return [list(texts) for texts in product(*axes)]
+    if not training:
+        axes.append(_pools(question, search))
+    return [[text for text in texts if text] for texts in product(*axes)]
+
+
+def _pools(question: Question, search: OptimizeFile) -> list[str]:
+    """The prefill pools to choose from; "" leaves the scenario as it is."""
+    if search.prefill_replicas is None:
+        return [""]
+    if question.value(_PREFILL) is not None:
+        what = "the scenario states a prefill pool already"
+        raise input_error("optimize.prefill_replicas", what, hint=f"remove {_PREFILL} to search it")
+    degrees = search.prefill_tp or powers_of_two(search.gpus or _PREFILL_TP)
+    found = [""] if 0 in search.prefill_replicas else []
+    for replicas in search.prefill_replicas:
+        for tp in degrees if replicas else ():
+            spreads = (1, tp) if tp > 1 else (1,)
+            found += [f"{_PREFILL}={{tp: {tp}, ep: {ep}, replicas: {replicas}}}" for ep in spreads]
+    return found
 
 
 def _site(
@@ -126,24 +146,41 @@ def _site(
         chosen = _offers(search, scenario.hardware)
         offers = tuple(Priced(f"price={o.name}", replace(scenario.money, offer=o)) for o in chosen)
     overrides = (*changes, *(() if offers else (NO_PRICE,)))
-    shown = ", ".join(text.partition("=")[2] for text in formats)
-    return Site(overrides, scenario, offers, model, machine, shown, _stated_gpus(question))
+    shown = ", ".join(("prefill " if text.startswith(_PREFILL) else "") + text.partition("=")[2] for text in formats)
+    if scenario.serving is not None and scenario.serving.fleet.autoscaling is not None:
+        hint = "leave out serving.fleet.autoscaling: the search finds how many replicas the peak takes"
+        raise input_error(question.path, "a fleet that scales itself has no one layout", hint=hint)
+    return Site(overrides, scenario, offers, model, machine, shown, _most_gpus(question, scenario.hardware))
 
 
-def _stated_gpus(question: Question) -> int | None:
-    if question.value("gpus") is not None:
-        return int(question.value("gpus"))
+def _most_gpus(question: Question, hardware: Hardware) -> int:
+    stated = question.value("gpus")
+    return stated if isinstance(stated, int) else max(hardware.n_gpus_per_node, _laid_out_gpus(question))
+
+
+def _laid_out_gpus(question: Question) -> int:
+    """GPUs of the layout in the file; a degree that is no number counts as one."""
+    most = 1
     for part in ("serving", "training"):
         degrees = question.value(f"{part}.layout")
         if isinstance(degrees, dict):
-            keys = ("tp", "pp", "cp", "dp", "replicas")
-            return math.prod(int(degrees.get(key, 1)) for key in keys)
-    return None
+            stated = (degrees.get(key, 1) for key in ("tp", "pp", "cp", "dp", "replicas"))
+            most = max(most, math.prod(n for n in stated if isinstance(n, int)))
+    return most
 
 
 def _neutral_layout(question: Question) -> list[str]:
-    """The smallest layout, so that a site resolves whatever layout the file states."""
+    """The smallest layout, so that a site resolves whatever layout the file states.
+
+    Raises InputError for runs that are laid out in several places.
+    """
     found = []
+    for path in ("training.phases", "training.rollout"):
+        if question.value(path) is not None:
+            what = f"a run with {path.partition('.')[2]} is laid out by hand: a search has one layout for all of it"
+            raise input_error(
+                question.path, what, hint="search its first phase, or its update, as a scenario of its own"
+            )
     if question.tree.child("serving") is not None:
         found += [f"serving.layout.{key}=1" for key in ("tp", "pp", "dp", "ep", "replicas")]
     if question.tree.child("training") is not None:

@@ -53,6 +53,7 @@ class Demand:
 def demand_of(serving: Serving, seed: int) -> Demand:
     """Means and percentiles of the requests that a simulation would draw."""
     drawn, arrivals, slo = draw_requests(serving.traffic, seed), serving.traffic.arrivals, serving.slo
+    apart = serving.prefill is not None  # prompts are another pool's
     prompt, answer = drawn.input_tokens.astype(float), drawn.output_tokens.astype(float)
     decode = np.maximum(answer - 1.0, 0.0)
     weight = np.maximum(decode, 1e-9)
@@ -70,9 +71,9 @@ def demand_of(serving: Serving, seed: int) -> Demand:
         n_users=drawn.n_users,
         think_s=arrivals.think_s,
         n_requests=n,
-        prompt_tokens=0.0 if shares_text else float(prompt.mean()),
-        usual_prompt_tokens=float(prompt.mean()),
-        prompt_tokens_at=1.0 if shares_text else float(np.percentile(prompt, slo.percentile, method="lower")),
+        prompt_tokens=0.0 if shares_text or apart else float(prompt.mean()),
+        usual_prompt_tokens=1.0 if apart else float(prompt.mean()),
+        prompt_tokens_at=1.0 if shares_text or apart else float(np.percentile(prompt, slo.percentile, method="lower")),
         decode_tokens=float(decode.mean()),
         decode_tokens_at=float(np.percentile(decode, slo.percentile, method="lower")),
         context_tokens=float(np.average(prompt + answer / 2.0, weights=weight)),

@@ -231,3 +231,30 @@ def test_memory_at_many_limits_is_memory_at_each(serving: Path, overrides: list[
             fit = serving_memory(scenario.model, scenario.hardware, s.layout, s.precision, engine, **common)
             assert need[i, j] == pytest.approx(fit.need_bytes, rel=1e-12)
             assert kv[i, j] == pytest.approx(fit.kv_capacity_tokens, rel=1e-12)
+
+
+def test_prefill_apart_is_searched_beside_all_on_the_same_gpus(serving: Path) -> None:
+    asked = ["optimize.gpus=3", "optimize.prefill_replicas=[0, 1]", "optimize.prefill_tp=[1]", "optimize.tp=[1]"]
+    asked += ["optimize.dp=[1]", "optimize.pp=[1]", "optimize.max_num_seqs=[64]", "budget=90000 USD/month"]
+    found = optimize(serving, [*asked, "serving.traffic.rate=8 req/s"])
+    pools = {c.choice["formats"] for c in (found.best, *found.front, *found.runners_up)}
+    assert len(pools) >= 1
+    apart = optimize(serving, [*asked, "optimize.prefill_replicas=[1]"])
+    assert "prefill" in apart.best.choice["formats"]
+    assert apart.best.n_gpus >= 2
+    again = simulate(load(serving, apart.best.overrides))
+    assert plan_to_json(again) == plan_to_json(apart.plan)
+    assert again.serving.tpot_s.p90.value == apart.best.figures["tpot_s"]
+    assert again.serving.ttft_s.p90.value == apart.best.figures["ttft_s"]
+    stated = run("optimize", serving, "--set", "serving.prefill={tp: 1}", "--set", "optimize.prefill_replicas=[0, 1]")
+    assert (stated.exit_code, "states a prefill pool already" in stated.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("chat-autoscaled-day", "scales itself"), ("pretrain-two-phases", "laid out by hand"),
+     ("rl-qwen3-30b", "laid out by hand")],
+)  # fmt: skip
+def test_scenarios_without_one_layout(name: str, said: str) -> None:
+    result = run("optimize", Path(__file__).parents[2] / f"scenarios/{name}.yaml")
+    assert (result.exit_code, said in result.stderr) == (2, True), result.output
