@@ -45,7 +45,7 @@ class Fact:
     configuration: tuple[str, ...]
     is_moe: bool
     graphs: bool
-    old: bool
+    framework: str
     architecture: str
     truth_s: float
     compute_s: float
@@ -55,6 +55,10 @@ class Fact:
     n_layers: float  # of one stage
     n_moe_layers: float
     n_local_experts: float
+
+    @property
+    def old(self) -> bool:
+        return self.framework.startswith(OLD)
 
 
 def facts(rows: Iterable[Row]) -> list[Fact]:
@@ -101,7 +105,7 @@ def _fact(row: Row) -> Fact | None:
         configuration=(model.name, text_of(row, "hardware"), training.work.compute_format),
         is_moe=bool(experts) and layout.ep > 1,
         graphs=training.work.cuda_graphs,
-        old=text_of(row, "framework").startswith(OLD),
+        framework=text_of(row, "framework"),
         architecture=hardware.device.architecture,
         truth_s=truth_s,
         compute_s=compute_s,
@@ -206,12 +210,13 @@ def fitted_document(rows: Iterable[Row], source: str) -> dict[str, Any]:
 
     def entry(values: dict[str, float], used: list[Fact], residual: npt.NDArray[np.float64]) -> dict[str, Any]:
         models = ", ".join(sorted({f.configuration[0] for f in used}))
+        frameworks = ", ".join(sorted({f.framework for f in used}))
         return {
             "values": {name: float(f"{value:.3g}") for name, value in values.items()},
             "n_rows": len(used),
             "n_models": len({f.configuration[0] for f in used}),
             "log_residual": [float(f"{q:.3g}") for q in np.quantile(residual, (0.05, 0.5, 0.95))],
-            "source": f"fitted to {len(used)} {source}: {models}",
+            "source": f"fitted to {len(used)} {source} ({frameworks}): {models}",
         }
 
     moe = [f for f in known if f.is_moe and not f.graphs and f.device in clocks]

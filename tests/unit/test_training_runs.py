@@ -80,7 +80,7 @@ def invented(family: str, *, is_moe: bool, clock: float, expert_s: float, sync_s
     compute_s, other_s, once_s = rng.uniform(1.0, 6.0, 3) * (1.0, 0.2, 0.1)
     n_micro, layers, held = int(rng.integers(8, 64)), 24, int(rng.choice([2, 8, 32]))
     fact = Fact(
-        f"{family}-{seed}", family, "x", (f"{family}-{seed % 2}", "x", "bf16"), is_moe, False, False,
+        f"{family}-{seed}", family, "x", (f"{family}-{seed % 2}", "x", "bf16"), is_moe, False, "x",
         "hopper", 1.0, compute_s,
         other_s, once_s, n_micro, layers, layers if is_moe else 0, held if is_moe else 0,
     )  # fmt: skip
