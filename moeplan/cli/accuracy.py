@@ -46,6 +46,7 @@ def accuracy(
     from moeplan.calibrate import judge
     from moeplan.calibrate.engine_log import is_engine_log
     from moeplan.cli.progress import progress
+    from moeplan.files.inert import inert_frame
 
     if is_engine_log(runs):
         return _replay_log(runs, hardware, as_json, out)
@@ -55,7 +56,7 @@ def accuracy(
         else:
             sections = ""
             judged, missing = _judge_op_tables(runs, held_out, say)
-            rows_csv = judge.rows_of(judged).to_csv(**_CSV)
+            rows_csv = inert_frame(judge.rows_of(judged)).to_csv(**_CSV)
             report = judge.report(judged, missing)
     if out is not None:
         from moeplan.files.write import write_text
@@ -69,7 +70,7 @@ def accuracy(
     if markdown:
         click.echo(accuracy_markdown(report) + sections, nl=False)
     else:
-        from rich.console import Console
+        from moeplan.report.console import Console
 
         print_accuracy(report, Console())
     return 0
@@ -106,6 +107,7 @@ def _judge_runs(
     """
     from moeplan.calibrate import judge, runs
     from moeplan.calibrate.leakage import leakage
+    from moeplan.files.inert import inert_frame
     from moeplan.files.measured_runs import read_runs
     from moeplan.files.model_data import load_model_error
     from moeplan.files.run_ledger import read_ledger, shipped_ledger
@@ -121,7 +123,7 @@ def _judge_runs(
     report |= {"leakage": seen.summary(), "validation": _validation(table, results, seen.validation)}
     rows = runs.rows_of(table, results).assign(used_to_fit=seen.fitted, near_duplicate=seen.near)
     sections = _serving_sections(table, results, rows, peer) if markdown and table.kind == "serving" else ""
-    return report, rows.to_csv(**_CSV), sections
+    return report, inert_frame(rows).to_csv(**_CSV), sections
 
 
 def _serving_sections(table: RunTable, results: list[RowResult], rows: pd.DataFrame, peer: Path | None) -> str:

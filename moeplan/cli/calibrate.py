@@ -100,9 +100,8 @@ def _show(found: Calibration, loans: list[Loan], written: list[Path], failed: li
         }
         click.echo(json.dumps(document, indent=1))
     else:
-        from rich.console import Console
-
         from moeplan.report.calibration import print_calibration
+        from moeplan.report.console import Console
 
         print_calibration(found, loans, written, Console())
     for text in failed:

@@ -45,7 +45,7 @@ def catalog(what: str, name: str | None, update: Path | None, as_json: bool) -> 
     if as_json:
         click.echo(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False))
         return
-    from rich.console import Console
+    from moeplan.report.console import Console
 
     # sources are printed as they stand: brackets in them are no markup
     console = Console(markup=False, highlight=False, emoji=False)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from moeplan.cli.reporting import report_options, require_report, write_report
+
 EXIT_INFEASIBLE = 3
 
 
@@ -23,6 +25,7 @@ EXIT_INFEASIBLE = 3
 )
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a scenario value; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout and nothing else there.")
+@report_options
 def compare(
     scenario: Path,
     hardware: str | None,
@@ -31,6 +34,8 @@ def compare(
     by: str,
     overrides: tuple[str, ...],
     as_json: bool,
+    report: Path | None,
+    figures: Path | None,
 ) -> int:
     """Do the work of SCENARIO in several ways, each with its own best layout, and rank them.
 
@@ -43,6 +48,7 @@ def compare(
     def names(text: str | None) -> list[str]:
         return [] if text is None else [part.strip() for part in text.split(",")]
 
+    require_report(report, figures)
     with progress("reading the scenario") as say:
         found = run(
             scenario,
@@ -53,13 +59,16 @@ def compare(
             overrides=overrides,
             progress=say,
         )
+    if report is not None or figures is not None:
+        from moeplan.report.study_page import compared_page
+
+        write_report(lambda: compared_page(found), report, figures)
     if as_json:
         from moeplan.files.result_json import to_json
 
         click.echo(to_json(found), nl=False)
     else:
-        from rich.console import Console
-
+        from moeplan.report.console import Console
         from moeplan.report.search import print_compared
 
         print_compared(found, Console())

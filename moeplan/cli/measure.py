@@ -109,8 +109,9 @@ def _bar(n_cases: int) -> Any:
     """Context manager: a bar on stderr with the time left; yields the function to call after each case."""
     from contextlib import contextmanager
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from moeplan.report.console import Console
 
     @contextmanager
     def bar() -> Any:

@@ -41,8 +41,7 @@ def monitor(plan: Path, observed: Path, false_alarms: float, as_json: bool) -> i
     if as_json:
         click.echo(json.dumps(asdict(report), indent=1))
     else:
-        from rich.console import Console
-
+        from moeplan.report.console import Console
         from moeplan.report.monitoring import print_report
 
         print_report(report, Console())

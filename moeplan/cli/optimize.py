@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from moeplan.cli.reporting import report_options, require_report, write_report
+
 EXIT_INFEASIBLE = 3
 
 
@@ -25,6 +27,7 @@ EXIT_INFEASIBLE = 3
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a scenario value; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout and nothing else there.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the best plan's JSON here.")
+@report_options
 def optimize(
     scenario: Path,
     by: str | None,
@@ -36,6 +39,8 @@ def optimize(
     simulations: int | None,
     overrides: tuple[str, ...],
     as_json: bool,
+    report: Path | None,
+    figures: Path | None,
     out: Path | None,
 ) -> int:
     """Search the layouts of SCENARIO: parallel degrees, replicas, batch limits, formats, hardware and offers.
@@ -50,6 +55,7 @@ def optimize(
     options = {"by": by, "gpus": gpus, "simulations": simulations}
     options |= {name: listed(text) for name, text in lists.items() if text is not None}
     asked = [f"optimize.{name}={value}" for name, value in options.items() if value is not None]
+    require_report(report, figures)
     with progress_bar("simulating candidates") as told:
         found = run(scenario, [*overrides, *asked], progress=told)
     if out is not None and found.plan is not None:
@@ -57,13 +63,16 @@ def optimize(
         from moeplan.files.write import write_text
 
         write_text(out, plan_to_json(found.plan))
+    if report is not None or figures is not None:
+        from moeplan.report.study_page import search_page
+
+        write_report(lambda: search_page(found), report, figures)
     if as_json:
         from moeplan.files.result_json import to_json
 
         click.echo(to_json(found), nl=False)
     else:
-        from rich.console import Console
-
+        from moeplan.report.console import Console
         from moeplan.report.search import print_search
 
         print_search(found, Console())

@@ -88,10 +88,10 @@ def _plain(found: RoutingSimulation) -> dict[str, Any]:
 
 
 def _print(scenario: Scenario, pairs: list[tuple[RoutingSimulation, RoutingSimulation]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from moeplan.errors import printable
+    from moeplan.report.console import Console
 
     console = Console()
     console.print(f"{printable(scenario.name)}: routing of {scenario.model.name}", markup=False)

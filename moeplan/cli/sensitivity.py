@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from moeplan.cli.reporting import report_options, require_report, write_report
+
 
 @click.command()
 @click.argument("scenario", type=click.Path(path_type=Path))
@@ -31,6 +33,7 @@ import click
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a scenario value; repeatable.")
 @click.option("--jobs", type=int, help="Local processes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout and nothing else there.")
+@report_options
 def sensitivity(
     scenario: Path,
     of: str | None,
@@ -44,6 +47,8 @@ def sensitivity(
     overrides: tuple[str, ...],
     jobs: int | None,
     as_json: bool,
+    report: Path | None,
+    figures: Path | None,
 ) -> int:
     """Ask what the answer for SCENARIO hangs on.
 
@@ -56,6 +61,7 @@ def sensitivity(
     from moeplan.planner.sensitivity import Method
     from moeplan.planner.sensitivity import sensitivity as run
 
+    require_report(report, figures)
     with progress_bar("planning") as told:
         found = run(
             scenario,
@@ -71,13 +77,16 @@ def sensitivity(
             jobs=jobs,
             progress=told,
         )
+    if report is not None or figures is not None:
+        from moeplan.report.study_page import sensitivity_page
+
+        write_report(lambda: sensitivity_page(found), report, figures)
     if as_json:
         from moeplan.files.result_json import to_json
 
         click.echo(to_json(found), nl=False)
     else:
-        from rich.console import Console
-
+        from moeplan.report.console import Console
         from moeplan.report.whatif import print_sensitivity
 
         print_sensitivity(found, Console())

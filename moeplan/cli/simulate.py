@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from moeplan.cli.reporting import report_of_plan, report_options, require_report
+
 EXIT_INFEASIBLE = 3
 
 
@@ -16,15 +18,16 @@ EXIT_INFEASIBLE = 3
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON on stdout and nothing else there.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the plan's JSON to this file.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show the time breakdown and where the numbers come from.")
-@click.pass_context
+@report_options
 def simulate(
-    ctx: click.Context,
     scenario: Path,
     overrides: tuple[str, ...],
     strict_prices: bool,
     as_json: bool,
     out: Path | None,
     verbose: bool,
+    report: Path | None,
+    figures: Path | None,
 ) -> int:
     """Turn SCENARIO into a plan.
 
@@ -33,6 +36,7 @@ def simulate(
     from moeplan.cli.progress import progress
     from moeplan.files.load import load, with_strict_prices
 
+    require_report(report, figures)
     with progress("reading the scenario") as say:
         resolved = load(scenario, with_strict_prices(overrides, strict_prices))
         from moeplan.files.plan_json import plan_to_json
@@ -44,11 +48,11 @@ def simulate(
         from moeplan.files.write import write_text
 
         write_text(out, text)
+    report_of_plan(resolved, plan, report, figures)
     if as_json:
         click.echo(text, nl=False)
     else:
-        from rich.console import Console
-
+        from moeplan.report.console import Console
         from moeplan.report.terminal import print_plan
 
         print_plan(plan, Console(), verbose=verbose)

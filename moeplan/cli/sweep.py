@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from moeplan.cli.reporting import report_options, require_report, write_report
+
 
 @click.command()
 @click.argument("scenario", type=click.Path(path_type=Path))
@@ -32,6 +34,7 @@ import click
 @click.option("--jobs", type=int, help="Local processes; default: the processors, fewer for few points.")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Run on this Dask cluster (moeplan[cluster]).")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout and nothing else there.")
+@report_options
 def sweep(
     scenario: Path,
     vary: tuple[str, ...],
@@ -42,6 +45,8 @@ def sweep(
     jobs: int | None,
     scheduler: str | None,
     as_json: bool,
+    report: Path | None,
+    figures: Path | None,
 ) -> int:
     """Plan SCENARIO at many values.
 
@@ -56,6 +61,7 @@ def sweep(
 
     if jobs is not None and scheduler is not None:
         raise input_error("--jobs", "the cluster of --scheduler has its own workers")
+    require_report(report, figures)
     with progress_bar("planning") as told:
         found = run(
             scenario,
@@ -68,13 +74,16 @@ def sweep(
             scheduler=scheduler,
             progress=told,
         )
+    if report is not None or figures is not None:
+        from moeplan.report.sweep_page import sweep_page
+
+        write_report(lambda: sweep_page(found), report, figures)
     if as_json:
         from moeplan.files.result_json import to_json
 
         click.echo(to_json(found), nl=False)
     else:
-        from rich.console import Console
-
+        from moeplan.report.console import Console
         from moeplan.report.whatif import print_sweep
 
         print_sweep(found, Console(), out)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from moeplan.errors import InputError, Problem, input_error
+from moeplan.files.inert import inert_frame
 from moeplan.files.write import write_text
 
 # Columns a serving row needs to be understood, and those that hold numbers. Everything else is carried through.
@@ -97,7 +98,7 @@ def write_runs(path: Path, rows: Sequence[Mapping[str, Any]], *, append: bool) -
     together = pd.concat([old, fresh], ignore_index=True) if len(old) else fresh
     order = {name: i for i, name in enumerate(dict.fromkeys([*SERVING_TEXT, *SERVING_NUMBERS]))}
     columns = sorted(together.columns, key=lambda name: order.get(name, len(order)))
-    write_text(path, together[columns].to_csv(index=False, float_format="%.9g"))
+    write_text(path, inert_frame(together[columns]).to_csv(index=False, float_format="%.9g"))
     return len(fresh), len(rows) - len(fresh)
 
 

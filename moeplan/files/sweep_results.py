@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moeplan.errors import InputError, input_error
+from moeplan.files.inert import inert_frame
 from moeplan.files.plan_row import Cell
 from moeplan.files.write import write_bytes
 
@@ -127,7 +128,7 @@ def write_table(out: Path, points: Iterable[SweepPoint], varied: Sequence[str]) 
     if out.suffix == ".parquet":
         frame.to_parquet(buffer, engine="pyarrow", index=False)
     else:
-        frame.to_csv(buffer, index=False, lineterminator="\n")
+        inert_frame(frame).to_csv(buffer, index=False, lineterminator="\n")
     write_bytes(out, buffer.getvalue())
 
 

@@ -12,7 +12,7 @@ from moeplan.planner.compare import Compared, Entry, figure_name
 from moeplan.planner.search_result import Candidate, Search
 from moeplan.report.whatif import cell_text, number, seconds, table_of
 
-_NAMES = {
+NAMES = {
     "usd_per_month": "USD/month",
     "total_usd": "USD",
     "usd_per_million_output_tokens": "USD/M tokens",
@@ -60,7 +60,7 @@ def print_search(search: Search, console: Console) -> None:
         console.print(Text("\nRunners-up", "bold"))
         _print_candidates(search.runners_up, console, why=True)
     if len(search.front) > 1:
-        names = [_NAMES.get(name, name) for name in search.front_of]
+        names = [NAMES.get(name, name) for name in search.front_of]
         console.print(Text(f"\nPareto front of what was simulated: {names[0]} against {names[1]}", "bold"))
         _print_candidates(search.front, console, why=False)
     console.print(Text("\n" + searched(search)))
@@ -97,14 +97,14 @@ def _print_choice(candidate: Candidate, console: Console) -> None:
 
 
 def _figures(figures: Mapping[str, float | None]) -> str:
-    known = ((name, value) for name, value in figures.items() if value is not None and name in _NAMES)
-    return ", ".join(f"{_NAMES[name]} {_cell(name, value)}" for name, value in known)
+    known = ((name, value) for name, value in figures.items() if value is not None and name in NAMES)
+    return ", ".join(f"{NAMES[name]} {_cell(name, value)}" for name, value in known)
 
 
 def _print_candidates(candidates: Iterable[Candidate], console: Console, *, why: bool) -> None:
     rows = list(candidates)
     figures = [name for name in _COLUMNS if any(c.figures.get(name) is not None for c in rows)]
-    table = table_of("GPUs", "hardware", "layout", *(_NAMES[name] for name in figures), *(["why not"] if why else []))
+    table = table_of("GPUs", "hardware", "layout", *(NAMES[name] for name in figures), *(["why not"] if why else []))
     for c in rows:
         cells = [_cell(name, c.figures.get(name)) for name in figures]
         hardware = " ".join(str(c.choice[name]) for name in ("hardware", "formats") if c.choice.get(name))

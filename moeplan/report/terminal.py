@@ -51,19 +51,22 @@ def print_plan(plan: Plan, console: Console, *, verbose: bool = False) -> None:
     console.print(plan_renderable(plan, verbose=verbose))
 
 
-def _headline(plan: Plan) -> Text:
-    checks = [v for v in plan.verdicts if v.check not in _REMARKS]
+def headline(plan: Plan) -> str:
+    """The verdict in a few words."""
+    checks = [v for v in plan.verdicts if v.check not in REMARKS]
     failed = [v.text.partition(":")[0].lower() for v in checks if not v.ok]
-    head = Text(plan.scenario, style="bold")
     if not failed:
-        head.append(f": yes, all {len(checks)} checks pass", style="bold green")
-    else:
-        head.append(f": no, {', '.join(failed)} {'fails' if len(failed) == 1 else 'fail'}", style="bold red")
-    return head
+        return f"yes, all {len(checks)} checks pass"
+    return f"no, {', '.join(failed)} {'fails' if len(failed) == 1 else 'fail'}"
+
+
+def _headline(plan: Plan) -> Text:
+    head = Text(plan.scenario, style="bold")
+    return head.append(f": {headline(plan)}", style="bold green" if plan.feasible else "bold red")
 
 
 # verdicts that inform and never fail
-_REMARKS = (
+REMARKS = (
     "bottleneck", "checkpoint", "comparison", "reference", "alternatives", "advice", "price_age", "not_counted", "spot",
 )  # fmt: skip
 
@@ -73,7 +76,7 @@ def _verdicts(verdicts: Iterable[Verdict]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
     for verdict in verdicts:
-        if verdict.check in _REMARKS:
+        if verdict.check in REMARKS:
             mark = Text("note", style="cyan")
         else:
             mark = Text("ok", style="green") if verdict.ok else Text("NO", style="bold red")

@@ -15,7 +15,7 @@ from moeplan.planner.sensitivity import Sensitivity
 from moeplan.planner.sweep import Sweep
 
 _SHOWN = 40  # rows of a sweep on a terminal; the rest is in the results file
-_COLUMNS = (
+COLUMNS = (
     ("feasible", "feasible"),
     ("serving.requests_per_s.value", "req/s"),
     ("serving.ttft_s.p90.value", "TTFT p90"),
@@ -31,7 +31,7 @@ _COLUMNS = (
 def print_sweep(sweep: Sweep, console: Console, out: Path | None) -> None:
     """What varied and the main figures of every point; failures by their reason."""
     rows = [point for point in sweep.points if point.error is None]
-    shown = [(key, head) for key, head in _COLUMNS if any(p.row.get(key) is not None for p in rows)]
+    shown = [(key, head) for key, head in COLUMNS if any(p.row.get(key) is not None for p in rows)]
     table = table_of(*(path.rpartition(".")[2] for path in sweep.varied), *(head for _, head in shown))
     for point in rows[:_SHOWN]:
         values = dict(text.partition("=")[::2] for text in point.overrides)

@@ -74,10 +74,13 @@ class ServingStep:
 
     def used_s(self, n_tokens: Array) -> tuple[Array, Array]:
         """What the parts of `linear_parts_s` take at the dense peak, and at the datasheet's bandwidth [s]."""
-        arithmetic_s, memory_s = (
-            _total_s(replace(self, operations=kind)._burst_parts_s(n_tokens)) for kind in (Arithmetic, Traffic)
-        )
-        return arithmetic_s, memory_s
+        arithmetic, memory = self.used_parts_s(n_tokens)
+        return _total_s(arithmetic), _total_s(memory)
+
+    def used_parts_s(self, n_tokens: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        """`used_s` by part."""
+        arithmetic, memory = (replace(self, operations=kind)._burst_parts_s(n_tokens) for kind in (Arithmetic, Traffic))
+        return arithmetic, memory
 
     def _burst_parts_s(self, n_tokens: Array) -> dict[str, Array]:
         """`linear_parts_s` at burst clocks."""
@@ -103,7 +106,7 @@ class ServingStep:
     def decode_mixers_s(self, batch: Array, context: Array) -> Array:
         """Attention and recurrence of all layers for one new token in each of ``batch`` sequences [s]."""
         total = np.zeros(np.broadcast(batch, context).shape)
-        for block, count in self._mixers():
+        for block, count in self.mixers():
             total = total + count * decode_mixer_s(
                 block,
                 batch,
@@ -123,7 +126,7 @@ class ServingStep:
         """
         batch = np.maximum(1.0, np.floor(self.engine.max_num_batched_tokens / query))
         total = arithmetic_s = np.zeros(np.broadcast(query, cached).shape)
-        for block, count in self._mixers():
+        for block, count in self.mixers():
             total = total + count * prefill_mixer_s(
                 block,
                 batch,
@@ -146,7 +149,8 @@ class ServingStep:
         time_s = time_s + self.ops.all_gather_s(rows * vocab * ACTIVATION_BYTES, self.layout.tp)
         return time_s + self.ops.elementwise_s(rows * vocab * SAMPLER_BYTES_PER_LOGIT)
 
-    def _mixers(self) -> list[tuple[Mixer, int]]:
+    def mixers(self) -> list[tuple[Mixer, int]]:
+        """Attention and recurrence blocks, each with the number of layers that have it."""
         counts: dict[Mixer, int] = {}
         for layer, count in self.model.unique_layers():
             for block in layer.blocks:
