@@ -22,8 +22,9 @@ from moeplan.spec.hardware import OpParameters
 from moeplan.spec.plan import Plan
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.scenario import Scenario, Serving
+from moeplan.steps.compiled import step_parts_s
 from moeplan.steps.power import prefill_attention_arithmetic_s
-from moeplan.steps.serving import Iteration, ServingStep, step_parts_s
+from moeplan.steps.serving import Iteration, ServingStep
 from moeplan.steps.training_layer import KERNELS
 
 _MAP_LAYERS, _MAP_EXPERTS = 64, 256  # rows and columns a reader can tell apart

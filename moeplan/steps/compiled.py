@@ -69,7 +69,7 @@ def compile_step_table(
     tokens = _grid(1, most_tokens, 3)
     parts = _linear_parts_s(step, tokens)
     batch = _grid(1, max(engine.max_num_seqs, 2), 2)
-    corners = [window for block, _ in step._mixers() if (window := _corner(block)) is not None]
+    corners = [window for block, _ in step.mixers() if (window := _corner(block)) is not None]
     context = _grid(1, max(model.max_context_tokens, 2), 1, corners)
     # without chunks the longest prompt runs whole
     query = _grid(1, most_tokens if engine.chunked_prefill else max(most_tokens, model.max_context_tokens), 4)
