@@ -67,6 +67,11 @@ def _powers(low: int, high: int, step: int = 1) -> list[int]:
     return [2**i for i in range(low, high + 1, step)]
 
 
+def _sizes(low: int, high: int, full: bool) -> list[int]:
+    """Sizes from 2^low to 2^high: three an octave in the full plan, as `calibrate` needs; else every other octave."""
+    return [round(2 ** (i / 3)) for i in range(3 * low, 3 * high + 1)] if full else _powers(low, high, 2)
+
+
 def _gemm(full: bool) -> Iterator[Case]:
     """Widths from a small expert to a large dense model; rows from one decoding sequence to a full prefill chunk."""
     if full:
@@ -141,12 +146,12 @@ def _attention_decode(full: bool) -> Iterator[Case]:
 
 
 def _memory_copy(full: bool) -> Iterator[Case]:
-    for n_bytes in _powers(12, 32) if full else _powers(16, 30, 2):
+    for n_bytes in _sizes(12, 32, full):
         yield _case("memory_copy", n_bytes=2 * n_bytes)  # read and written
 
 
 def _host_copy(full: bool) -> Iterator[Case]:
-    for direction, n_bytes in product(("host_to_device", "device_to_host"), _powers(12, 30, 1 if full else 3)):
+    for direction, n_bytes in product(("host_to_device", "device_to_host"), _sizes(12, 30, full)):
         yield _case("host_copy", direction=direction, n_bytes=n_bytes)
 
 
@@ -163,5 +168,6 @@ def _gemm_sustained(full: bool) -> Iterator[Case]:
 def _nccl(full: bool, n_gpus: int) -> Iterator[Case]:
     worlds = [n for n in (2, 4, 8) if n <= n_gpus]
     names = ("all_reduce", "all_gather", "reduce_scatter", "alltoall")
-    for world, name, size in product(worlds, names, _powers(9, 28) if full else _powers(10, 27, 2)):
-        yield _case("nccl", op_name=name, nccl_dtype="half", num_gpus=world, message_size=size)
+    for world, name, size in product(worlds, names, _sizes(9, 28, full)):
+        # whole parts for every rank
+        yield _case("nccl", op_name=name, nccl_dtype="half", num_gpus=world, message_size=size // 8 * 8)
