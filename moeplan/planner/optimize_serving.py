@@ -235,13 +235,15 @@ def _assessed(
 def _table(shape: Shape, tokens: Array, seqs: Array, by_tp: dict[int, StepTable]) -> StepTable:
     """Iteration times for the largest limits, without the sends of a pipeline.
 
-    Attention and head hang on tp alone: they are taken from the first table of it.
+    Attention and head hang on tp alone: they are taken from the first table of it, unless drafts or weights in host
+    memory come in.
     """
     s, scenario = shape.serving, shape.scenario
     engine = replace(s.engine, max_num_batched_tokens=int(tokens[-1]), max_num_seqs=int(seqs[-1]))
     layout = replace(shape.layout, pp=1)
     described = (scenario.model, scenario.hardware, layout, s.precision, engine, scenario.routing)
-    if layout.tp not in by_tp:
+    more = engine.draft_tokens or engine.weight_offload_frac or engine.expert_offload_frac
+    if layout.tp not in by_tp or more:
         by_tp[layout.tp] = compile_step_table(*described)
         return by_tp[layout.tp]
     base = by_tp[layout.tp]

@@ -48,6 +48,8 @@ class Demand:
     measured_span_s: float | None
     percentile: float
     bounded: bool  # every request is served whole: rates and batches have bounds
+    verified: int  # tokens of a sequence in an iteration: one, and its drafts
+    gained: float  # of which so many stay, on average
 
 
 def demand_of(serving: Serving, seed: int) -> Demand:
@@ -84,6 +86,8 @@ def demand_of(serving: Serving, seed: int) -> Demand:
         measured_span_s=measured if measured > 0.0 else None,
         percentile=slo.percentile,
         bounded=patient and n_stream == n,
+        verified=serving.engine.verified_tokens,
+        gained=serving.engine.tokens_gained,
     )
 
 
@@ -114,19 +118,23 @@ class ReplicaTimes:
         b, t = np.concatenate([[0.0], self.nodes]), self.nodes
         linear = np.interp(t, table.token_grid, table.linear_time_s)
         decode = np.concatenate([[0.0], _decode_s(table, demand, self.nodes)])
-        rows = np.interp(self.nodes, table.head_rows_grid, table.head_time_s)
-        head = np.concatenate([[0.0], _kept_slope(self.nodes, table.head_rows_grid, table.head_time_s, rows)])
+        v = demand.verified
+        if table.draft_time_s is not None:
+            decode[1:] += np.interp(self.nodes, table.decode_batch_grid, table.draft_time_s)
+        rows = np.interp(v * self.nodes, table.head_rows_grid, table.head_time_s)
+        head = np.concatenate([[0.0], _kept_slope(v * self.nodes, table.head_rows_grid, table.head_time_s, rows)])
         self.prompt_token_s = float(np.min(table.prefill_attention_time_s[:, 0] / table.prefill_query_grid))
-        self.new: Array = t[None, :] - b[:, None]  # prompt tokens of an iteration
+        self.new: Array = t[None, :] - v * b[:, None]  # prompt tokens of an iteration
         gpu = linear[None, :] + (decode + head)[:, None] + self.prompt_token_s * np.maximum(self.new, 0.0)
-        host = (
-            table.host_step_s
-            + b[:, None] * table.host_row_s
-            + (t[None, :] > table.graph_max_tokens) * table.eager_time_s
-        )
-        wall = np.maximum(gpu, host) + table.step_overhead_s
-        self.time_s: Array = np.where(self.new >= 0.0, wall, np.inf)
-        self.decode_s: Array = np.array([self.time_s[i + 1, i] for i in range(self.nodes.size)])
+
+        def wall_s(gpu_s: Array, n_tokens: Array, sequences: Array) -> Array:
+            launched = (n_tokens > table.graph_max_tokens) * table.eager_time_s
+            host_s = table.host_step_s + sequences * table.host_row_s + launched
+            return np.maximum(gpu_s, host_s) + table.step_overhead_s
+
+        self.time_s: Array = np.where(self.new >= 0.0, wall_s(gpu, t[None, :], b[:, None]), np.inf)
+        own = np.interp(v * self.nodes, table.token_grid, table.linear_time_s) + decode[1:] + head[1:]
+        self.decode_s: Array = wall_s(own, v * self.nodes, self.nodes)  # decoding alone
 
     def request_time_least_s(self, batch: Array, tokens: Array) -> Array:
         """Least time of a lane that one request takes, with at most ``batch`` sequences and ``tokens`` an iteration.
@@ -143,12 +151,15 @@ class ReplicaTimes:
         for price in _PRICES:
             value = b[:, None] * worth[:, None] + price * np.maximum(self.new, 0.0)
             ratio = np.divide(self.time_s, value, out=np.full_like(self.time_s, np.inf), where=value > 0.0)
+            ratio[1:] = np.minimum(
+                ratio[1:], np.where(self.new[1:] >= 0.0, (self.decode_s / self.nodes)[:, None], np.inf)
+            )
             best = np.minimum.accumulate(np.minimum.accumulate(ratio, axis=0), axis=1)
-            least = np.maximum(least, (d.decode_tokens + price * d.prompt_tokens) * best[i, j])
+            least = np.maximum(least, (d.decode_tokens / d.verified + price * d.prompt_tokens) * best[i, j])
         return least
 
     def decode_time_least_s(self, tokens_per_s: Array, prompts_share: Array) -> Array:
-        """Least mean time per token at a decode rate of one lane, a share of whose time goes to prompts.
+        """Least mean iteration of a sequence at a decode rate of one lane, a share of whose time goes to prompts.
 
         Little's law: the time is the mean batch over the rate, and the mean batch that a concave rate needs is least
         when it is constant (Jensen); the Legendre transform stands for the concave hull.
@@ -166,7 +177,7 @@ class ReplicaTimes:
     def prompt_token_least_s(self) -> float:
         """Least time one more prompt token adds to an iteration."""
         inside = self.new[1:] > 0.0
-        extra = (self.time_s[1:] - self.decode_s[:, None])[inside] / self.new[1:][inside]
+        extra = (np.where(inside, self.time_s[1:], 0.0) - self.decode_s[:, None])[inside] / self.new[1:][inside]
         return float(max(0.0, extra.min())) if extra.size else 0.0
 
     def first_token_least_s(self, tokens: Array, prompt: float) -> Array:
@@ -225,12 +236,13 @@ def assess(
     capacity_most = np.where(request_s > 0.0, lanes / np.maximum(request_s, 1e-300), np.inf)
     overhead_s = engine.request_overhead_s + engine.front_request_s
     first_s = keep * times.first_token_least_s(tokens, max(d.prompt_tokens_at, 1.0)) + overhead_s
-    single_s = keep * times.decode_s[0]
+    single_s = keep * times.decode_s[0] / d.verified
     tpot_least = np.broadcast_to(single_s, np.broadcast(request_s, lanes).shape)
     if d.bounded and d.rate_per_s is not None and d.horizon_s is not None and d.percentile >= 50.0:
         per_lane = d.n_requests / d.horizon_s / lanes
         share = np.minimum(per_lane * d.prompt_tokens * times.prompt_token_least_s, 1.0)
-        tpot_least = np.maximum(tpot_least, keep * times.decode_time_least_s(per_lane * d.decode_tokens, share))
+        steps_s = keep * times.decode_time_least_s(per_lane * d.decode_tokens / d.verified, share)
+        tpot_least = np.maximum(tpot_least, steps_s / d.verified)
     estimate = _estimate(times, engine, tokens, usual_batch, lanes, in_step)
     shape = np.broadcast(capacity_most, first_s, tpot_least, estimate["ttft"]).shape
     full = {name: np.broadcast_to(value, shape) for name, value in estimate.items()}
@@ -253,6 +265,7 @@ def _estimate(
     m / in_step) of them, and T = T_decode(b) + that x the time of a prompt; b = rate of a lane x tokens x T.
     """
     d, nodes = times.demand, times.nodes
+    steps = max(d.decode_tokens / d.gained, 1e-9)  # iterations of a request after its first token
     shape = np.broadcast(tokens, batch, lanes).shape
     lane, seats = np.broadcast_to(lanes, shape), np.clip(np.broadcast_to(batch, shape), 1.0, nodes[-1])
     chunk = np.clip(np.broadcast_to(tokens, shape), 1.0, max(d.usual_prompt_tokens, 1.0))
@@ -279,21 +292,22 @@ def _estimate(
         running = np.ones(shape)
         for _ in range(_BALANCING):
             step_s, _ = iteration_s(running, per_lane)
-            running = np.minimum(0.5 * running + 0.5 * per_lane * d.decode_tokens * step_s, 4.0 * seats)
+            running = np.minimum(0.5 * running + 0.5 * per_lane * steps * step_s, 4.0 * seats)
     else:
         running = np.minimum(seats, d.n_users / lane) if d.n_users else seats
         per_lane = np.zeros(shape)
         for _ in range(_BALANCING):
             step_s, _ = iteration_s(running, per_lane)
-            per_lane = running / (np.maximum(d.decode_tokens, 1.0) * step_s)
+            per_lane = running / (max(steps, 1.0) * step_s)
     fullest, _ = iteration_s(seats, per_lane)
-    most = seats / (np.maximum(d.decode_tokens, 1e-9) * fullest)
+    most = seats / (steps * fullest)
     served = np.minimum(per_lane, most)
     busy = np.clip(per_lane / most, 0.0, 0.999)
-    tpot, prompt_s = iteration_s(np.minimum(running + z * np.sqrt(running), seats), served)
-    own_s = (prompt_s + tpot) * d.prompt_tokens_at / chunk
+    step_s, prompt_s = iteration_s(np.minimum(running + z * np.sqrt(running), seats), served)
+    own_s = (prompt_s + step_s) * d.prompt_tokens_at / chunk
+    tpot = step_s / d.gained
     full_s = np.where(busy > 0.9, busy**8 / (1.0 - busy) / np.maximum(most, 1e-12) * tail, 0.0)
-    ttft = own_s + full_s + tpot * (1.5 if engine.async_scheduling else 0.5) + engine.request_overhead_s
+    ttft = own_s + full_s + step_s * (1.5 if engine.async_scheduling else 0.5) + engine.request_overhead_s
     return {
         "capacity": most * lane,
         "ttft": ttft,
