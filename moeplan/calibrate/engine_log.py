@@ -8,8 +8,8 @@ without an HTTP server, so the front end is left out. Format: the README of the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ class Comparison:
             "run": self.run, "rate_per_s": rate, "quantity": self.quantity, "measured": measured,
             "predicted": self.predicted,
         }  # fmt: skip
+
+
+def as_frame(found: Sequence[Comparison]) -> pd.DataFrame:
+    """A row per comparison."""
+    return pd.DataFrame([asdict(one) for one in found])
 
 
 def is_engine_log(folder: Path) -> bool:

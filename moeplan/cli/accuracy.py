@@ -10,8 +10,6 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pandas as pd
-
     from moeplan.calibrate.judge import Judged, Unanswered
     from moeplan.calibrate.serving_runs import RowResult
     from moeplan.files.measured_runs import RunTable
@@ -79,20 +77,17 @@ def accuracy(
 def _replay_log(folder: Path, hardware: str, as_json: bool, out: Path | None) -> int:
     """Iterations, requests and KV capacity of a real engine's log against the planner's."""
     import json
-    from dataclasses import asdict
 
-    from moeplan.calibrate.engine_log import compare
+    from moeplan.calibrate.engine_log import as_frame, compare
     from moeplan.cli.progress import progress
     from moeplan.report.calibration import replay_markdown
 
     with progress("reading") as say:
         found = compare(folder, hardware, say)
     if out is not None:
-        import pandas as pd
-
         from moeplan.files.write import write_text
 
-        write_text(out, pd.DataFrame([asdict(one) for one in found]).to_csv(**_CSV))
+        write_text(out, as_frame(found).to_csv(**_CSV))
     click.echo(json.dumps({"comparisons": [one.as_json() for one in found]}, indent=1) if as_json else
                replay_markdown(found), nl=as_json)  # fmt: skip
     return 0
@@ -108,7 +103,7 @@ def _judge_runs(
     from moeplan.calibrate import judge, runs
     from moeplan.calibrate.leakage import leakage
     from moeplan.files.inert import inert_frame
-    from moeplan.files.measured_runs import read_runs
+    from moeplan.files.measured_runs import read_predictions, read_runs
     from moeplan.files.model_data import load_model_error
     from moeplan.files.run_ledger import read_ledger, shipped_ledger
 
@@ -122,22 +117,12 @@ def _judge_runs(
     seen = leakage(table.kind, table.frame.to_dict("records"), read_ledger(shipped_ledger()))
     report |= {"leakage": seen.summary(), "validation": _validation(table, results, seen.validation)}
     rows = runs.rows_of(table, results).assign(used_to_fit=seen.fitted, near_duplicate=seen.near)
-    sections = _serving_sections(table, results, rows, peer) if markdown and table.kind == "serving" else ""
+    sections = ""
+    if markdown and table.kind == "serving":
+        from moeplan.report.serving_accuracy import sections_of
+
+        sections = sections_of(table, results, rows, None if peer is None else read_predictions(peer))
     return report, inert_frame(rows).to_csv(**_CSV), sections
-
-
-def _serving_sections(table: RunTable, results: list[RowResult], rows: pd.DataFrame, peer: Path | None) -> str:
-    import pandas as pd
-
-    from moeplan.calibrate.left_out import leave_out
-    from moeplan.calibrate.runs import group_of
-    from moeplan.files.model_data import load_model_error
-    from moeplan.report.serving_accuracy import serving_sections
-
-    alike = {key: table.frame[key].astype(str).tolist() for key in ("model", "hardware", "engine")}
-    groups = [group_of(table.kind, row) for row in table.frame.to_dict("records")]
-    left_out = leave_out(results, groups, {"group": groups, **alike}, load_model_error())
-    return serving_sections(rows, left_out, None if peer is None else pd.read_csv(peer))
 
 
 def _validation(table: RunTable, results: list[RowResult], keep: tuple[bool, ...]) -> dict[str, Any]:

@@ -81,6 +81,18 @@ def read_runs(path: Path) -> RunTable:
     return RunTable(kind, _typed(path, frame, numbers), tuple(c for c in frame.columns if c not in known))
 
 
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Another tool's predictions by run: run_id, peer_ttft_ms, peer_tpot_ms. Raises InputError for any other table."""
+    try:
+        frame = pd.read_csv(path)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise input_error(path, "not a readable CSV table", got=str(error)) from None
+    missing = [column for column in ("run_id", "peer_ttft_ms", "peer_tpot_ms") if column not in frame]
+    if missing:
+        raise input_error(path, f"column {', '.join(missing)} missing", allowed="run_id, peer_ttft_ms, peer_tpot_ms")
+    return frame
+
+
 def write_runs(path: Path, rows: Sequence[Mapping[str, Any]], *, append: bool) -> tuple[int, int]:
     """Write rows as a table of serving runs, whole or not at all; returns how many are new and how many were there.
 

@@ -7,13 +7,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moeplan.calibrate.left_out import LeftOut, leave_out
+from moeplan.calibrate.runs import group_of
+from moeplan.files.model_data import load_model_error
+
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moeplan.calibrate.left_out import LeftOut
+    from moeplan.calibrate.serving_runs import RowResult
+    from moeplan.files.measured_runs import RunTable
 
 _LEAST_ROWS, _N_WORST = 3, 15
 _BY = ("model", "hardware", "engine", "load")
+
+
+def sections_of(table: RunTable, results: Sequence[RowResult], rows: pd.DataFrame, peer: pd.DataFrame | None) -> str:
+    """`serving_sections` of judged runs, with what is learnt when groups, models, hardware or engines are left out."""
+    alike = {key: table.frame[key].astype(str).tolist() for key in ("model", "hardware", "engine")}
+    groups = [group_of(table.kind, row) for row in table.frame.to_dict("records")]
+    left_out = leave_out(results, groups, {"group": groups, **alike}, load_model_error())
+    return serving_sections(rows, left_out, peer)
 
 
 def serving_sections(rows: pd.DataFrame, left_out: Sequence[LeftOut], peer: pd.DataFrame | None) -> str:
