@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
@@ -85,6 +88,40 @@ def test_threads_do_not_matter():
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda layer: route(weights, 500, 8, layer=layer).counts, range(16)))
     np.testing.assert_array_equal(alone, together)
+
+
+STREAMING = """
+import resource
+import sys
+
+import numpy as np
+from routing_cases import route, zipf
+
+from moeplan.kernels import routing
+
+
+def peak_kib_after(n):
+    weights, hashed = zipf(64, 1.0), np.tile([0, 1], (64, 1))
+    route(weights, n, 4)
+    route(weights, n, 4, n_sources=2, n_ranks=4, n_nodes=2)
+    route(weights, n, 4, method=routing.TIMED, n_group=8, topk_group=3)
+    route(weights, n, 4, method=routing.TIMED, capacity=n // 20, by_priority=True)
+    route(weights, n, 4, method=routing.EXPERT_CHOICE, capacity=n // 16)
+    route(weights, n, 2, method=routing.HASH, hashed=hashed, n_real=64)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+few, many = peak_kib_after(1_000), peak_kib_after(1_000_000)
+sys.exit(f"{many - few} KiB more") if many - few > 512 else None
+"""
+
+
+def test_memory_does_not_grow_with_the_tokens():
+    """Every router and path in a process of its own: one byte a token of any of them would be a thousand KiB."""
+    tests = str(Path(__file__).parents[1])
+    code = f"import sys; sys.path.insert(0, {tests!r})\n{STREAMING}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @given(st.integers(2, 40), st.floats(0.0, 4.0), st.data())

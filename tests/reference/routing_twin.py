@@ -30,10 +30,20 @@ def copies(chosen, rank_of_expert, node_of_rank):
     return np.mean(per_token, axis=0)
 
 
-def kept_in_order(chosen, n_experts, capacity):
-    """(n_experts,) pairs kept when each expert takes the first ``capacity`` that come."""
-    taken = np.zeros(n_experts, int)
-    for row in chosen:
-        for e in row:
-            taken[e] += taken[e] < capacity
+def kept_under_capacity(weights, n_tokens, top_k, capacity, by_priority, rng):
+    """(n_tokens, n_experts) pairs kept when every expert takes ``capacity``: the first to come, or the best scores."""
+    keys = np.log(weights) + rng.gumbel(size=(n_tokens, len(weights)))
+    chosen = np.zeros(keys.shape, bool)
+    np.put_along_axis(chosen, np.argsort(-keys, axis=1)[:, :top_k], True, axis=1)
+    order = -keys if by_priority else np.arange(n_tokens)[:, None]
+    place = np.argsort(np.where(chosen, order, np.inf), axis=0, kind="stable")
+    first = np.zeros(keys.shape, bool)
+    np.put_along_axis(first, place[:capacity], True, axis=0)
+    return chosen & first
+
+
+def chosen_by_experts(n_tokens, n_experts, capacity, rng):
+    """(n_tokens, n_experts) pairs when every expert takes the ``capacity`` tokens it scores best."""
+    taken = np.zeros((n_tokens, n_experts), bool)
+    np.put_along_axis(taken, np.argsort(rng.random((n_tokens, n_experts)), axis=0)[:capacity], True, axis=0)
     return taken

@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 from routing_cases import route, zipf
-from routing_twin import copies, grouped_top_k, gumbel_top_k, kept_in_order
+from routing_twin import chosen_by_experts, copies, grouped_top_k, gumbel_top_k, kept_under_capacity
 from scipy import stats
 
 from moeplan.kernels import routing
@@ -35,6 +35,12 @@ def two_sample_p(a, b):
     keep = a + b > 20
     table = np.array([np.append(a[keep], a[~keep].sum()), np.append(b[keep], b[~keep].sum())])
     return stats.chi2_contingency(table[:, table.sum(axis=0) > 0]).pvalue
+
+
+def same_law_p(ours, plain):
+    """p-value that two samples of a count come from one law; KS needs a continuous one, hence the jitter."""
+    jitter = np.random.default_rng(9)
+    return stats.ks_2samp(*(np.asarray(x) + jitter.random(len(x)) for x in (ours, plain))).pvalue
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -108,19 +114,42 @@ def test_distinct_experts_of_a_step():
     rng = np.random.default_rng(8)
     plain = [len(np.unique(gumbel_top_k(weights, n, 4, rng))) for _ in range(steps)]
     assert np.mean(ours) == pytest.approx((1.0 - (1.0 - p) ** n).sum(), abs=4.0 * np.std(ours) / np.sqrt(steps))
-    jitter = np.random.default_rng(9).random((2, steps))  # KS needs a continuous law
-    assert stats.ks_2samp(ours + jitter[0], plain + jitter[1]).pvalue > 1e-3
+    assert same_law_p(ours, plain) > 1e-3
 
 
 @pytest.mark.parametrize("by_priority", [False, True])
 def test_drops(by_priority):
-    """Dropped pairs are those above the capacity, whoever they are; the plain loop agrees in law."""
-    weights, n, capacity = WEIGHTS["zipf"], 2_000, 300
-    found = route(weights, n, 4, method=routing.TIMED, capacity=capacity, by_priority=by_priority)
-    np.testing.assert_array_equal(found.slot_counts, np.minimum(found.counts, capacity))
-    assert found.sums[routing.N_DROPPED] == np.maximum(found.counts - capacity, 0).sum()
-    plain = kept_in_order(gumbel_top_k(weights, n, 4, np.random.default_rng(1)), 64, capacity)
-    assert found.slot_counts.sum() == pytest.approx(plain.sum(), rel=0.02)
+    """Dropped pairs are those above the capacity; how many, which tokens lose all and how many GPUs a token still
+    goes to have the law of the plain routing (KS over steps).
+    """
+    weights, n, capacity, steps = WEIGHTS["zipf"], 200, 20, 300
+    found = [
+        route(
+            weights,
+            n,
+            3,
+            method=routing.TIMED,
+            capacity=capacity,
+            by_priority=by_priority,
+            n_ranks=8,
+            n_nodes=2,
+            step=s,
+        )
+        for s in range(steps)
+    ]
+    for one in found:
+        np.testing.assert_array_equal(one.slot_counts, np.minimum(one.counts, capacity))
+        assert one.sums[routing.N_DROPPED] == np.maximum(one.counts - capacity, 0).sum()
+    rng = np.random.default_rng(1)
+    plain = [kept_under_capacity(weights, n, 3, capacity, by_priority, rng) for _ in range(steps)]
+    expected = {
+        routing.N_DROPPED: [3 * n - kept.sum() for kept in plain],
+        routing.N_LOST_TOKENS: [(~kept.any(axis=1)).sum() for kept in plain],
+        routing.N_COPIES: [kept.reshape(n, 8, 8).any(axis=2).sum() for kept in plain],
+        routing.N_NODE_COPIES: [kept.reshape(n, 2, 32).any(axis=2).sum() for kept in plain],
+    }
+    for what, theirs in expected.items():
+        assert same_law_p([one.sums[what] for one in found], theirs) > 1e-3
 
 
 def test_priority_keeps_more_first_choices():
@@ -145,12 +174,21 @@ def test_random_logits_drop_rates():
 
 
 def test_expert_choice():
-    """Every expert takes exactly its share; a token's number of experts is binomial in the limit."""
-    n, experts, capacity = 5_000, 32, 500
-    found = route(zipf(experts, 1.0), n, 4, method=routing.EXPERT_CHOICE, capacity=capacity)
-    np.testing.assert_array_equal(found.counts, capacity)
-    none = found.sums[routing.N_LOST_TOKENS] / n
-    assert none == pytest.approx((1.0 - capacity / n) ** experts, abs=0.01)
+    """Every expert takes exactly its share; tokens that none takes and copies per token have the plain law (KS)."""
+    n, experts, capacity, steps = 100, 16, 12, 400
+    found = [
+        route(zipf(experts, 1.0), n, 2, method=routing.EXPERT_CHOICE, capacity=capacity, n_ranks=4, step=s)
+        for s in range(steps)
+    ]
+    assert all(np.all(one.counts == capacity) for one in found)
+    rng = np.random.default_rng(2)
+    plain = [chosen_by_experts(n, experts, capacity, rng) for _ in range(steps)]
+    lost = [(~taken.any(axis=1)).sum() for taken in plain]
+    copied = [taken.reshape(n, 4, 4).any(axis=2).sum() for taken in plain]
+    assert same_law_p([one.sums[routing.N_LOST_TOKENS] for one in found], lost) > 1e-3
+    assert same_law_p([one.sums[routing.N_COPIES] for one in found], copied) > 1e-3
+    none = np.mean([one.sums[routing.N_LOST_TOKENS] for one in found]) / n
+    assert none == pytest.approx((1.0 - capacity / n) ** experts, abs=0.005)
 
 
 def test_hash_router():
