@@ -28,8 +28,8 @@ Told = Callable[[str], None]
 HOW = (
     "Two ways are called apart where the logarithm of their ratio exceeds the root of the summed squares of the "
     "half-widths, of their 90 % intervals, that face each other: their errors are taken as independent. Errors of ways "
-    "on one engine and tier are largely common and would cancel, so differences are more certain than this says, never "
-    "less. Only where the deployment is the very same, as with two prices, does all of it cancel."
+    "on one engine and tier are largely common and would cancel, so differences are mostly more certain than this "
+    "says. Only where the deployment is the very same, as with two prices, does all of it cancel."
 )
 _MOST_TIMES = 4  # replicas tried at the slow end, as a multiple of the answer's
 

@@ -144,7 +144,7 @@ def test_training_as_good_as_timing_every_run(training: Path) -> None:
         "optimize.recompute=[none, full]",
         "optimize.tp=[1, 2]",
         "optimize.pp=[1, 2]",
-    "optimize.simulations=2000",
+        "optimize.simulations=2000",
     ]
     question = ask(training, asked)
     wanted = read_search(question)
@@ -246,6 +246,7 @@ def test_memory_at_many_limits_is_memory_at_each(serving: Path, overrides: list[
             assert kv[i, j] == pytest.approx(fit.kv_capacity_tokens, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_prefill_apart_is_searched_beside_all_on_the_same_gpus(serving: Path) -> None:
     asked = ["optimize.gpus=3", "optimize.prefill_replicas=[0, 1]", "optimize.prefill_tp=[1]", "optimize.tp=[1]"]
     asked += ["optimize.dp=[1]", "optimize.pp=[1]", "optimize.max_num_seqs=[64]", "budget=90000 USD/month"]

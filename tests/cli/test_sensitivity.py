@@ -55,12 +55,17 @@ def test_tornado_of_a_product_of_price_and_tokens(training: Path) -> None:
     assert found == sensitivity(training, vary, of="cost.total_usd", ablation=False)
 
 
-def test_morris_and_sobol_agree_with_a_product(training: Path) -> None:
+def test_morris_effects_of_a_product(training: Path) -> None:
     vary = ["price=1..3 USD/h", "training.tokens=99M..101M tokens"]
     effects = sensitivity(training, vary, of="cost.total_usd", method="morris", n_points=3, ablation=False).effects
     assert [e.factor for e in effects] == ["price", "training.tokens"]
     base = simulate(load(training)).cost.total_usd.value
     assert effects[0].mu_star == pytest.approx(base, rel=0.02), "USD from 1 to 3 USD/h is base x (1.5 - 0.5)"
+
+
+@pytest.mark.slow
+def test_sobol_shares_of_a_product(training: Path) -> None:
+    vary = ["price=1..3 USD/h", "training.tokens=99M..101M tokens"]
     indices = sensitivity(training, vary, of="cost.total_usd", method="sobol", n_points=8, ablation=False).indices
     assert indices[0].factor == "price"
     assert indices[0].total == pytest.approx(1.0, abs=0.3)
@@ -105,6 +110,7 @@ def test_rate_and_bandwidth_at_which_a_target_is_missed(dense: Path) -> None:
         assert next(v.ok for v in plan.verdicts if v.check == "slo_ttft") == ok
 
 
+@pytest.mark.slow
 def test_each_part_of_the_model_costs_time(serving: Path) -> None:
     found = sensitivity(serving, of="serving.e2e_s.mean", overrides=["serving.layout.tp=2"])
     parts = {part.name: part for part in found.parts}
