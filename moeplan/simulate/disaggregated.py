@@ -70,8 +70,15 @@ def simulate_disaggregated(
 ) -> EventLog:
     """Runs ``traffic`` through both pools until every request has ended; see `simulate_serving`."""
     requests = draw_requests(traffic, seed)
-    # Prompts reach a decode replica beside its running sequences, announced while they are computed: no queue in front.
-    decode_engine = replace(decode.engine, prefill_first=False, front_request_s=0.0, request_overhead_s=0.0)
+    # Prompts are announced to a decode replica while they are computed: no queue in front. Its ranks stream tokens
+    # through front ends of their own: one process for dozens of ranks would be the slowest part of a wide replica.
+    decode_engine = replace(
+        decode.engine,
+        prefill_first=False,
+        front_request_s=0.0,
+        request_overhead_s=0.0,
+        front_token_s=decode.engine.front_token_s / decode.layout.dp,
+    )
     pools = []
     for settings, engine, seen in (
         (prefill, prefill.engine, _for_prefill(requests, max_context_tokens, decode)),
