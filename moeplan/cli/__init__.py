@@ -20,6 +20,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "optimize": ("moeplan.cli.optimize", "Search layouts, limits, formats, hardware and offers; the Pareto front."),
     "sweep": ("moeplan.cli.sweep", "Plan a scenario at many values, on local processes or a Dask cluster."),
     "sensitivity": ("moeplan.cli.sensitivity", "Which assumption moves the answer most, and where a verdict flips."),
+    "explain": ("moeplan.cli.explain", "The chain behind one number of a plan: formula, inputs, sources."),
     "routing": ("moeplan.cli.routing", "Route tokens only: expert load, imbalance, drops, traffic, placement."),
     "accuracy": ("moeplan.cli.accuracy", "Predict measured runs and report errors and interval coverage."),
     "calibrate": ("moeplan.cli.calibrate", "Fit efficiency parameters to measured runs; writes a new fitted file."),
