@@ -19,6 +19,7 @@ EXIT_INFEASIBLE = 3
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the plan's JSON to this file.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show the time breakdown and where the numbers come from.")
 @report_options
+@click.option("--card", type=click.Path(path_type=Path, dir_okay=False), help="Also write a plan card (Markdown).")
 def simulate(
     scenario: Path,
     overrides: tuple[str, ...],
@@ -28,6 +29,7 @@ def simulate(
     verbose: bool,
     report: Path | None,
     figures: Path | None,
+    card: Path | None,
 ) -> int:
     """Turn SCENARIO into a plan.
 
@@ -48,6 +50,12 @@ def simulate(
         from moeplan.files.write import write_text
 
         write_text(out, text)
+    if card is not None:
+        from moeplan.files.write import write_text
+        from moeplan.planner.exhibits import exhibits
+        from moeplan.report.card import plan_card
+
+        write_text(card, plan_card(resolved, plan, exhibits(resolved, plan)))
     report_of_plan(resolved, plan, report, figures)
     if as_json:
         click.echo(text, nl=False)

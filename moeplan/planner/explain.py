@@ -16,7 +16,7 @@ from moeplan.files.scenario_values import Value, scenario_values
 from moeplan.planner.exhibits import parameters_used
 from moeplan.planner.explanations import rule_of
 from moeplan.planner.plan import simulate
-from moeplan.planner.serving import tier_of
+from moeplan.planner.serving import situation_of, tier_of
 from moeplan.planner.training import training_tier
 from moeplan.provenance import Tier
 from moeplan.simulate.deployment import Deployment
@@ -193,15 +193,14 @@ class Explainer:
         return Link(depth, value.path, text, unit_of(value.path), origin.how, source, date, "")
 
     def _of_errors(self, metric: str, depth: int) -> Iterator[Link]:
-        tier = self._tier()
-        if metric not in self.scenario.model_error.by_metric or tier is None:
+        found = learnt_errors(self.scenario).get(metric)
+        if found is None:
             return
-        error = self.scenario.model_error.of(metric, tier)
+        tier, error = found
         kind = "measured" if error.n_runs else "estimate"
         text = f"{math.exp(error.low):.3g} to {math.exp(error.high):.3g} ({error.n_runs} runs)"
         name = f"error of {metric.replace('_', ' ')}"
-        yield Link(depth, name, text, "truth over prediction, 90 %", kind, error.source, "",
-                   tier.value)  # fmt: skip
+        yield Link(depth, name, text, "truth over prediction, 90 %", kind, error.source, "", tier.value)
 
     def _of_operations(self, depth: int) -> Iterator[Link]:
         for p in parameters_used(self.scenario):
@@ -223,34 +222,24 @@ class Explainer:
                 yield Link(depth, f"hardware {record.name}: {place}", stated.text, s.basis, s.source.kind.value,
                            s.source.text, s.source.date, "")  # fmt: skip
 
-    def _tier(self) -> Tier | None:
-        s = self.scenario
-        if s.serving is not None:
-            return tier_of(Deployment(s.model, s.hardware, s.serving, s.routing, s.seed))
-        return None if s.training is None else training_tier(s.model, s.training_hardware or s.hardware, s.training)
-
     def _shares(self, path: str) -> Iterator[Share]:
         widths = {name: _width(_at(document, path)) for name, document in self._documents().items()}
         chance = widths.pop(NOISE)
         parts = {name: max(width**2 - chance**2, 0.0) for name, width in widths.items()} | {NOISE: chance**2}
         total = sum(parts.values())
-        tier = self._tier()
+        errors = learnt_errors(self.scenario)
         for name, part in sorted(parts.items(), key=lambda item: -item[1]):
             if total <= 0.0 or part / total < 5e-4:
                 continue
-            error = LogError(0.0, 0.0, 0, "simulated") if name == NOISE or tier is None else self._error(name, tier)
+            error = LogError(0.0, 0.0, 0, "simulated") if name == NOISE else errors[name][1]
             yield Share(name, part / total, error.low, error.high, error.n_runs, error.source)
-
-    def _error(self, metric: str, tier: Tier) -> LogError:
-        return self.scenario.model_error.of(metric, tier)
 
     def _documents(self) -> dict[str, Json]:
         """Plans with one error alone, and with none."""
         if self._alone is None:
-            scenario, own, tier = self.scenario, self.scenario.model_error, self._tier() or Tier.ESTIMATE
-            part = {True: scenario.training, False: scenario.serving}
-            wanted = [name for name in own.by_metric if part[name.startswith("training")] is not None]
-            errors = {name: _only(own, name, tier) for name in wanted} | {NOISE: _only(own, "", tier)}
+            scenario = self.scenario
+            learnt = learnt_errors(scenario)
+            errors = {name: _only(scenario.model_error, learnt, name) for name in (*learnt, NOISE)}
             self._alone = {
                 name: json.loads(plan_to_json(simulate(replace(scenario, model_error=error, comparison=None))))
                 for name, error in errors.items()
@@ -258,14 +247,24 @@ class Explainer:
         return self._alone
 
 
-def _only(error: ModelError, metric: str, tier: Tier) -> ModelError:
+def learnt_errors(scenario: Scenario) -> dict[str, tuple[Tier, LogError]]:
+    """By metric: the tier of what the plan rests on, and how far such predictions were off."""
+    found: dict[str, tuple[Tier, LogError]] = {}
+    s, error = scenario, scenario.model_error
+    if s.serving is not None:
+        deployment = Deployment(s.model, s.hardware, s.serving, s.routing, s.seed)
+        tier, here = tier_of(deployment), error.where(situation_of(deployment))
+        found |= {name: (tier, here.of(name, tier)) for name in error.by_metric if not name.startswith("training")}
+    if s.training is not None:
+        tier = training_tier(s.model, s.training_hardware or s.hardware, s.training)
+        found |= {name: (tier, error.of(name, tier)) for name in error.by_metric if name.startswith("training")}
+    return found
+
+
+def _only(error: ModelError, learnt: Mapping[str, tuple[Tier, LogError]], metric: str) -> ModelError:
     """``error`` with every other metric known exactly."""
-    known = {}
-    for other in error.by_metric:
-        if other != metric:
-            own = error.of(other, tier)
-            known[other] = replace(own, low=own.shift, high=own.shift)
-    return replace(error, own=dict(error.own) | known)
+    exact = {name: replace(e, low=e.shift, high=e.shift) for name, (_, e) in learnt.items() if name != metric}
+    return replace(error, own=dict(error.own) | exact)
 
 
 def _width(node: Json) -> float:
