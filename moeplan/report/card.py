@@ -20,7 +20,6 @@ from moeplan.spec.plan import Plan, Q
 from moeplan.spec.scenario import Scenario
 
 _NOT_SAID = ("derived",)
-_LIMITS = "docs/limits.md"
 
 
 def plan_card(scenario: Scenario, plan: Plan, shown: Exhibits) -> str:
@@ -103,8 +102,8 @@ def _measure(scenario: Scenario, plan: Plan, shown: Exhibits) -> Iterator[str]:
     ]
     yield "### On comparable measured runs"
     yield (
-        "Nine of ten measured runs like this one (the same tier of parameters, the same engine and load where enough were "
-        "measured) lay within these factors of the prediction; the intervals above come from them."
+        "Nine of ten measured runs like this one (the same tier of parameters, the same engine and load where enough "
+        "were measured) lay within these factors of the prediction; the intervals above come from them."
     )
     yield _table(("what", "truth over prediction", "runs", "parameters are", "source"), rows)
     yield "### On kernels kept out of the fit"
@@ -122,7 +121,7 @@ def _measure(scenario: Scenario, plan: Plan, shown: Exhibits) -> Iterator[str]:
             for o in used
         ],
     )
-    yield f"All accuracy tables: docs/reference/accuracy.md, accuracy-serving.md, accuracy-training.md. Limits: {_LIMITS}."
+    yield "Accuracy: docs/reference/accuracy.md, accuracy-serving.md, accuracy-training.md. Limits: docs/limits.md."
 
 
 def _manage(scenario: Scenario, plan: Plan, shown: Exhibits, values: list[Value]) -> Iterator[str]:
