@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from moeplan.spec.scenario import Scenario
 
 _ROWS = (
-    ("straggler_over_mean", "busiest GPU over mean", 1.0, ""),
-    ("expert_max_over_mean", "fullest expert over mean", 1.0, ""),
-    ("straggler_pairs", "pairs on the busiest GPU, per layer", 1.0, ""),
-    ("distinct_experts", "experts touched, per layer", 1.0, ""),
-    ("distinct_on_straggler", "most experts touched on one GPU", 1.0, ""),
-    ("padding_frac", "padding", 100.0, " %"),
-    ("dropped_frac", "dropped pairs", 100.0, " %"),
-    ("lost_token_frac", "tokens without any expert", 100.0, " %"),
-    ("gpus_per_token", "GPUs a token goes to", 1.0, ""),
-    ("nodes_per_token", "nodes a token goes to", 1.0, ""),
-    ("intra_node_bytes_per_gpu", "sent inside the node by the busiest GPU", 1e-6, " MB"),
-    ("inter_node_bytes_per_gpu", "sent to other nodes by the busiest GPU", 1e-6, " MB"),
+    ("straggler_over_mean", "busiest GPU over mean", 1.0),
+    ("expert_max_over_mean", "fullest expert over mean", 1.0),
+    ("straggler_pairs", "pairs of the busiest GPU, a layer", 1.0),
+    ("distinct_experts", "experts touched, a layer", 1.0),
+    ("distinct_on_straggler", "most experts touched on one GPU", 1.0),
+    ("padding_frac", "padding [%]", 100.0),
+    ("dropped_frac", "dropped pairs [%]", 100.0),
+    ("lost_token_frac", "tokens without any expert [%]", 100.0),
+    ("gpus_per_token", "GPUs a token goes to", 1.0),
+    ("nodes_per_token", "nodes a token goes to", 1.0),
+    ("intra_node_bytes_per_gpu", "most sent inside the node [MB]", 1e-6),
+    ("inter_node_bytes_per_gpu", "most sent to other nodes [MB]", 1e-6),
 )
 
 
@@ -95,18 +95,22 @@ def _print(scenario: Scenario, pairs: list[tuple[RoutingSimulation, RoutingSimul
 
     console = Console()
     console.print(f"{printable(scenario.name)}: routing of {scenario.model.name}", markup=False)
-    console.print(f"assumed: {printable(scenario.routing.note, 400)}", markup=False)
+    console.print(f"popularity: {printable(scenario.routing.note, 400)}", markup=False)
     for before, after in pairs:
-        title = (
-            f"{before.name}: {before.n_tokens} tokens on {before.n_ranks} GPUs of {before.n_nodes} nodes; "
+        console.print(
+            f"\n{before.name}: {before.n_tokens} tokens on {before.n_ranks} GPUs of {before.n_nodes} nodes; "
             f"{before.n_steps} steps, {before.n_layers} layers, by {before.path}"
         )
-        table = Table(title=title, title_justify="left")
+        table = Table()
         table.add_column("over steps", no_wrap=True)
-        for name in ("mean", "p99", *(("placed mean", "p99") if after is not before else ())):
+        for name in ("mean", "p99", *(("placed", "p99") if after is not before else ())):
             table.add_column(name, justify="right")
-        for key, words, scale, unit in _ROWS:
+        for key, words, scale in _ROWS:
             b, a = getattr(before, key), getattr(after, key)
             shown = [b.mean, b.p99, *((a.mean, a.p99) if after is not before else ())]
-            table.add_row(words, *(f"{x * scale:.4g}{unit}" for x in shown))
+            table.add_row(words, *(_shown(x * scale) for x in shown))
         console.print(table)
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"

@@ -64,7 +64,7 @@ def default_routing(model: ModelArchitecture, *, training: bool = False) -> Rout
     """Expert popularity where the scenario states none; the note is its source."""
     few = max((block.n_experts for block in model.moe_blocks), default=0) <= FEW_EXPERTS
     entry = _read(ROUTING)["training" if training else "serving_few_experts" if few else "serving"]
-    return RoutingAssumption(float(entry["value"]), f"{entry['source']} ({entry['kind']}, {entry['date']})")
+    return RoutingAssumption(float(entry["value"]), f"default, {entry['kind']} {entry['date']}: {entry['source']}")
 
 
 def load_model_error() -> ModelError:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from moeplan.files.schema_types import Count, CountOrZero, Section, Text, choice, one_of, quantity
+from moeplan.files.schema_types import Count, CountOrZero, Section, Text, choice, one_of, quantity, whole
 
 Exponent = Annotated[float, quantity("count", least=0.0, most=4.0)]
 
@@ -21,8 +21,8 @@ class PopularityFile(Section):
     )
     value: Annotated[float, quantity("count", least=0.0, most=1000.0)] | None = Field(
         default=None,
-        description="zipf: exponent; lognormal: standard deviation of the logarithm; dirichlet: concentration (its "
-        "coefficient of variation is concentration^-1/2).",
+        description="zipf: exponent; lognormal: standard deviation of the logarithm (both at most 4); dirichlet: "
+        "concentration of 0.01 to 1000 (its coefficient of variation is concentration^-1/2).",
     )
     group_spread: Exponent = Field(
         default=0.0,
@@ -43,7 +43,7 @@ class PopularityFile(Section):
 class CorrelationFile(Section):
     """Tokens that follow each other share experts, because they share a topic."""
 
-    topics: Count = Field(description="Number of topics.")
+    topics: Annotated[int, whole(1, 256)] = Field(description="Number of topics.")
     spread: Exponent = Field(description="Standard deviation of the log of a topic's preference for an expert.")
     tokens: Count = Field(description="Consecutive tokens of one topic.")
 

@@ -256,7 +256,7 @@ def _independent_counts(n_tokens: int, p: Array, rng: np.random.Generator) -> In
     k = float(p.sum())
     if abs(k - 1.0) < 1e-9:
         return np.asarray(rng.multinomial(n_tokens, p / k), np.int64)
-    own = p * (1.0 - p)  # variance of one token's choice
+    own = np.maximum(p * (1.0 - p), 0.0)  # variance of one token's choice; p may pass 1 by rounding
     if own.sum() <= 1e-12:
         return np.rint(n_tokens * p).astype(np.int64)
     fixed = abs(k - round(k)) < 1e-6

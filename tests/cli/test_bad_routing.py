@@ -16,11 +16,25 @@ BAD = {
     "preset": ("routing: {preset: deepsek}", "routing.preset", ("unknown preset", "did you mean deepseek-v3?")),
     "two laws": ("routing: {zipf: 0.3, preset: deepseek-v3}", "routing", ("only one of these may be set",)),
     "no value": ("routing: {popularity: lognormal}", "routing.popularity", ("lognormal needs a value",)),
-    "zero dirichlet": ("routing: {popularity: {law: dirichlet, value: 0}}", "routing.popularity", ("above zero",)),
+    "zero dirichlet": (
+        "routing: {popularity: {law: dirichlet, value: 0}}",
+        "routing.popularity",
+        ("out of range", "0.01 to 1000"),
+    ),
     "group spread": (
         "routing: {popularity: {law: lognormal, value: 0.3, group_spread: 0.4}}",
         "routing.popularity.group_spread",
         ("at most 0.3",),
+    ),
+    "infinite weights": (
+        "routing: {popularity: {law: lognormal, value: 500}}",
+        "routing.popularity.value",
+        ("out of range", "0 to 4"),
+    ),
+    "many topics": (
+        "routing: {correlation: {topics: 100000, spread: 1, tokens: 4}}",
+        "routing.correlation.topics",
+        ("1 to 256",),
     ),
     "negative": ("routing: {popularity: {law: zipf, value: -1}}", "routing.popularity", ("must not be negative",)),
     "capacity": ("routing: {capacity_factor: 0.5}", "routing.capacity_factor", ("too small", "at least 1")),

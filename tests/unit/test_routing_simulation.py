@@ -53,6 +53,18 @@ def test_one_choice_is_multinomial():
     np.testing.assert_allclose(np.cov(counts.T)[0, 1], -1000 * 0.5 * 0.3, rtol=0.1)
 
 
+@pytest.mark.parametrize("law", [Popularity("lognormal", 4.0), Popularity("zipf", 4.0), Popularity("dirichlet", 0.01)])
+def test_counts_of_the_steepest_laws(law):
+    """Experts that almost every token selects: rounding never leaves a negative variance, nor a pair over or short."""
+    rng = np.random.default_rng(3)
+    for layer in range(8):
+        selected = costs.layer_choices(moe(64, 8), replace(SKEWED, popularity=law), layer).selected
+        with np.errstate(invalid="raise"):
+            counts = sample_counts(100_000, selected, 1, rng)
+        assert counts.sum() == 800_000
+        assert np.all((counts >= 0) & (counts <= 100_000))
+
+
 def test_paths_are_stated_and_agree():
     """A step too large for tokens is drawn by counts; a smaller number of steps by tokens gives the same loads."""
     large = step(tokens_per_gpu=200_000, n_layers=12)
