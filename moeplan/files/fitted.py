@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from moeplan.costs.parameters import ESTIMATE_LOG_RESIDUAL
 from moeplan.costs.transfer import Scale, mean, n_lenders, scaled
 from moeplan.errors import InputError
 from moeplan.files.locate import data_folder
@@ -157,7 +158,8 @@ def loans(device: Device, donors: Mapping[str, tuple[Device, Fits]], rule: Trans
 
     Per operation and number format from the first donor that has it, if that is of the device's own architecture;
     else the mean of the nearest few; for an architecture without a list the median of all. The interval is that of
-    past loans, never narrower than the donors' own; kin unlike any that were measured count as far.
+    past loans, never narrower than the donors' own; kin unlike any that were measured count as far. An operation that
+    one device alone has measured was never lent: its interval is an estimate's.
     """
     order = rule.donors.get(device.architecture)
     together: dict[tuple[str, str, str], list[tuple[str, OpParameters]]] = {}
@@ -190,7 +192,7 @@ def _lend(fits: list[OpParameters], rule: Transfer, distance: Distance) -> OpPar
         values = mean([fit.values for fit in fits])
     past = rule.residuals.get(fits[0].op, {})
     lows, _, highs = zip(*(fit.log_residual for fit in fits), strict=True)
-    low, middle, high = past.get(distance) or past.get("far") or past.get("any") or fits[0].log_residual
+    low, middle, high = past.get(distance) or past.get("far") or past.get("any") or ESTIMATE_LOG_RESIDUAL
     lenders = f"{'median' if distance == 'any' else 'mean'} of {len(fits)} measured devices"
     return replace(
         fits[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
+from math import log
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -60,19 +61,31 @@ def training_parameters(device: str, architecture: str) -> dict[tuple[str, str, 
     """
     fits = read_training_fits()
     own = fits.devices.get(device)
-    found = {"training_host": (fits.host, fits.host.tier if own is not None else Tier.TRANSFERRED)}
-    if own is not None:
-        found["training_device"] = (own, own.tier)
-    else:
-        alike = [fit for fit in fits.devices.values() if fit.architecture == architecture]
-        if alike:
-            found["training_device"] = (max(alike, key=lambda fit: fit.n_rows), Tier.TRANSFERRED)
+    host = fits.host
+    found = {"training_host": (host, host.tier if own is not None else Tier.TRANSFERRED, host.log_residual)}
+    alike = [fit for fit in fits.devices.values() if fit.architecture == architecture]
+    clock = own or max(alike, key=lambda fit: fit.n_rows, default=None)
+    if clock is not None:
+        tier = clock.tier if own is not None else Tier.TRANSFERRED
+        residual = clock.log_residual if tier is Tier.FITTED else _of_loans(clock, alike)
+        found["training_device"] = (clock, tier, residual)
     return {
         (op, ENGINE, FORMAT): OpParameters(
-            op, ENGINE, FORMAT, {**DEFAULTS[op], **fit.values}, tier, fit.log_residual, fit.source
+            op, ENGINE, FORMAT, {**DEFAULTS[op], **fit.values}, tier, residual, fit.source
         )
-        for op, (fit, tier) in found.items()
+        for op, (fit, tier, residual) in found.items()
     }
+
+
+def _of_loans(lender: TrainingFit, alike: list[TrainingFit]) -> tuple[float, float, float]:
+    """Quantiles of ln(measured / predicted) step time had each device of the architecture borrowed the lender's clock.
+
+    Arithmetic takes 1 / sustained_frac; the ends are those of the worst loan, so never narrower than the lender's own.
+    """
+    shifts = [log(lender.values["sustained_frac"] / fit.values["sustained_frac"]) for fit in alike]
+    low = min(fit.log_residual[0] + shift for fit, shift in zip(alike, shifts, strict=True))
+    high = max(fit.log_residual[2] + shift for fit, shift in zip(alike, shifts, strict=True))
+    return low, lender.log_residual[1], high
 
 
 @cache

@@ -43,6 +43,18 @@ def test_tables_in_fitted_file_out(tmp_path):
     assert fit["tables"][0]["kernel_source"] == ["made up"]
 
 
+def test_the_same_tables_give_the_same_file(tmp_path):
+    """Byte for byte, whatever was written before."""
+    write_table(tmp_path / "in", gemm_frame(n=500))
+    written = []
+    for name in ("one", "two"):
+        found = run("calibrate", tmp_path / "in", "--out", tmp_path / name, "--seed", 3, "--json")
+        assert found.exit_code == 0
+        (path,) = (tmp_path / name / "h100-sxm" / "fitted").iterdir()
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+
+
 def test_fits_of_other_operations_are_carried_over(tmp_path):
     write_table(tmp_path / "in", gemm_frame())
     old = tmp_path / "out" / "h100-sxm" / "fitted" / "2020-01-01.yaml"
