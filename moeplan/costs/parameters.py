@@ -15,6 +15,7 @@ from moeplan.costs import (
     latent_attention,
     recurrent,
 )
+from moeplan.costs.transfer import ESTIMATE_LOG_RESIDUAL
 from moeplan.provenance import Tier
 from moeplan.spec.hardware import Hardware, OpParameters
 
@@ -62,9 +63,6 @@ _ENGINES = ("vllm", "sglang", "trtllm")
 # Latent attention: vLLM runs FlashMLA and the expanded prefill, as TensorRT-LLM does; SGLang on Hopper runs an absorbed
 # FlashAttention-3 that reads an fp8 cache at a tenth of the bandwidth.
 _ENGINES_OF_OP = {"mla_decode": ("trtllm", "vllm", "sglang"), "mla_prefill": ("trtllm", "vllm", "sglang")}
-
-# ln(measured / predicted) where nothing comparable was measured: a factor of two each way. An estimate.
-ESTIMATE_LOG_RESIDUAL = (-0.7, 0.0, 0.7)
 
 
 def lookup(hardware: Hardware, op: str, engine: str, dtype: str) -> OpParameters:

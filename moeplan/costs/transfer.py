@@ -12,6 +12,9 @@ from statistics import fmean, geometric_mean
 
 from moeplan.spec.hardware import Device
 
+# ln(measured / predicted) where nothing comparable was measured: a factor of two each way. An estimate.
+ESTIMATE_LOG_RESIDUAL = (-0.7, 0.0, 0.7)
+
 # Starts of kernels and of blocks, and NCCL's, run a fixed number of instructions: with the SM clock.
 _PER_CLOCK = frozenset({"launch_s", "block_s", "split_s", "align_s"})
 _NCCL = frozenset({"all_reduce", "all_gather", "reduce_scatter", "all_to_all"})

@@ -12,8 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from moeplan.costs.parameters import ESTIMATE_LOG_RESIDUAL
-from moeplan.costs.transfer import Scale, mean, n_lenders, scaled
+from moeplan.costs.transfer import ESTIMATE_LOG_RESIDUAL, Scale, mean, n_lenders, scaled
 from moeplan.errors import InputError
 from moeplan.files.locate import data_folder
 from moeplan.files.validate import problems_of
