@@ -1,23 +1,25 @@
 """Learn from measured runs how wrong whole predictions are: the widths of every plan's intervals.
 
 Mondrian split-conformal in the log domain (Vovk et al., Algorithmic Learning in a Random World, ch. 4; Lei et al., JASA
-113, 2018): runs are classed by the tier of the cost parameters behind them, by how their load comes and by engine, and
-each class has its own interval of ln(measured / predicted). Runs of one group (model, hardware, engine) err together,
-so a group weighs as the square root of its rows: a new run may belong to a well measured group or to one nobody
-measured. For the latter the quantiles of the measured groups are too tight; they are stretched until intervals learnt
-without a group cover nine in ten of the left-out runs (`cross_coverage`).
+113, 2018): runs are classed by the tier of the cost parameters behind them, by how their load comes and by engine (a
+training run by whether it pretrains), and each class has its own interval of ln(measured / predicted). Runs of one
+group (model, hardware, engine; for memory, family of models) err together, so a group weighs as the square root of its
+rows: a new run may belong to a well measured group or to one nobody measured. For the latter the quantiles of the
+measured groups are too tight; they are stretched until intervals learnt without a group cover nine in ten of the
+left-out runs (`cross_coverage`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from moeplan.calibrate.serving_runs import RowResult
+from moeplan.calibrate.training_runs import family_of
 from moeplan.provenance import Tier
 from moeplan.spec.uncertainty import ANY, LogError, ModelError, situation
 
@@ -29,7 +31,8 @@ class Evidence:
     signs: Mapping[str, float]  # metric of a run -> sign that turns its log error into this metric's
     by_regime: bool = False
     by_engine: bool = False
-    any_tier: bool = False  # the cost parameters have no part in it
+    timeless: bool = False  # sizes, not times: the tier of the cost parameters and who tuned the run have no part in it
+    alike: Callable[[str], str] = str  # from a group of runs to those that err together in this metric
 
     def classes(self, of_run: str) -> tuple[str, ...]:
         """Situations a run teaches about, the widest last."""
@@ -42,8 +45,8 @@ EVIDENCE: Mapping[str, Evidence] = {
     "step": Evidence({"tpot": 1.0}, by_regime=True, by_engine=True),
     "ttft": Evidence({"ttft": 1.0}, by_regime=True, by_engine=True),
     "throughput": Evidence({"output_throughput": 1.0}, by_engine=True),
-    "training_step": Evidence({"step_time": 1.0, "tokens_per_s": -1.0}),
-    "training_memory": Evidence({"memory": 1.0}, any_tier=True),
+    "training_step": Evidence({"step_time": 1.0, "tokens_per_s": -1.0}, by_regime=True),
+    "training_memory": Evidence({"memory": 1.0}, timeless=True, alike=family_of),
 }
 # Sources whose times no other run of the same setting resembles; judged like all others, but nothing is learnt there.
 ANOMALOUS_SOURCES: Mapping[str, str] = {
@@ -88,14 +91,14 @@ def gather(results: Sequence[RowResult], groups: Sequence[str], metric: str, tie
     evidence = EVIDENCE[metric]
     found: dict[str, list[tuple[float, str]]] = {}
     for result, group in zip(results, groups, strict=True):
-        if result.tier is not tier and not evidence.any_tier:
+        if not evidence.timeless and (result.tier is not tier or not result.representative):
             continue
         for answer in result.answers:
             sign = evidence.signs.get(answer.metric)
             if sign is not None and answer.predicted.value > 0.0:
                 error = sign * math.log(answer.truth / answer.predicted.value)
                 for key in evidence.classes(result.situation):
-                    found.setdefault(key, []).append((error, group))
+                    found.setdefault(key, []).append((error, evidence.alike(group)))
     return {
         key: Errors(np.array([e for e, _ in rows]), np.array([g for _, g in rows]))
         for key, rows in sorted(found.items())

@@ -67,6 +67,7 @@ class RowResult:
     answers: tuple[Answer, ...]
     unanswered: tuple[tuple[str, str], ...]  # (metric, why)
     situation: str = situation(ANY, ANY)
+    representative: bool = True  # false: its source says that its times are not those of a tuned run
 
 
 def predict_row(row: Row, error: ModelError) -> RowResult:

@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize, minimize_scalar
 
-from moeplan.calibrate.training_runs import Row, hardware_of, model_of, routing_of, stated_metrics, training_of
+from moeplan.calibrate.training_runs import (
+    Row,
+    family_of,
+    hardware_of,
+    meant_to_be_fast,
+    model_of,
+    routing_of,
+    stated_metrics,
+    training_of,
+)
 from moeplan.costs.host import DEFAULTS, MOST_LAUNCHED_EXPERTS
 from moeplan.costs.parameters import lookup
 from moeplan.costs.projections import split
@@ -69,8 +78,7 @@ def facts(rows: Iterable[Row]) -> list[Fact]:
     """
     found = []
     for row in rows:
-        notes = text_of(row, "notes")
-        if "fine" in text_of(row, "kind") or "functional run" in notes or "short_run" in notes:
+        if "fine" in text_of(row, "kind") or not meant_to_be_fast(row):
             continue
         if text_of(row, "framework").startswith(LEFT_OUT):
             continue
@@ -100,7 +108,7 @@ def _fact(row: Row) -> Fact | None:
     layout, experts = training.layout, model.moe_blocks
     return Fact(
         run_id=text_of(row, "run_id"),
-        family=model.name.split("-")[0].rstrip("0123456789."),
+        family=family_of(model.name),
         device=text_of(row, "hardware"),
         configuration=(model.name, text_of(row, "hardware"), training.work.compute_format),
         is_moe=bool(experts) and layout.ep > 1,

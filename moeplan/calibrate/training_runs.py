@@ -16,7 +16,7 @@ from moeplan.files.measured_runs import text_of
 from moeplan.files.model_catalog import load_model
 from moeplan.files.models.reader import read_model
 from moeplan.planner.intervals import from_log_error
-from moeplan.planner.training import predict_step
+from moeplan.planner.training import predict_step, situation_of
 from moeplan.provenance import Tier
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.layout import TrainingLayout
@@ -40,7 +40,8 @@ def predict_row(row: Row, error: ModelError) -> RowResult:
     run_id = text_of(row, "run_id")
     try:
         model, hardware = model_of(row), hardware_of(row)
-        found = predict_step(model, hardware, training_of(row), routing_of(row), error)
+        training = training_of(row)
+        found = predict_step(model, hardware, training, routing_of(row), error)
     except (InputError, ValueError) as problem:
         why = str(problem).splitlines()[0]
         return RowResult(run_id, Tier.ESTIMATE, (), tuple((metric, why) for metric in stated))
@@ -50,7 +51,19 @@ def predict_row(row: Row, error: ModelError) -> RowResult:
         "mfu": found.mfu_frac,
         "memory": from_log_error(_reported_bytes(row, found.fit), error.of("training_memory", found.tier)),
     }
-    return RowResult(run_id, found.tier, tuple(Answer(m, truth, values[m]) for m, truth in stated.items()), ())
+    answers = tuple(Answer(m, truth, values[m]) for m, truth in stated.items())
+    return RowResult(run_id, found.tier, answers, (), situation_of(training.work), meant_to_be_fast(row))
+
+
+def meant_to_be_fast(row: Row) -> bool:
+    """False for runs whose source calls them functional, or that stop after a few steps."""
+    notes = text_of(row, "notes")
+    return "functional run" not in notes and "short_run" not in notes
+
+
+def family_of(name: str) -> str:
+    """Models that share an architecture and the code that runs it: what a name starts with, less its version."""
+    return name.split("-")[0].rstrip("0123456789.")
 
 
 def stated_metrics(row: Row) -> dict[str, float]:

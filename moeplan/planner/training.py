@@ -19,7 +19,7 @@ from moeplan.spec.model import LatentAttention, ModelArchitecture
 from moeplan.spec.plan import PhaseResult, Q, RoutingResult, TrainingResult, TrainingRun
 from moeplan.spec.routing import RoutingAssumption
 from moeplan.spec.scenario import Training
-from moeplan.spec.uncertainty import ModelError
+from moeplan.spec.uncertainty import ANY, ModelError, situation
 from moeplan.spec.workload import TrainingWork
 from moeplan.steps.memory import MemoryFit
 from moeplan.steps.training import TrainingCosts, TrainingStep
@@ -70,6 +70,7 @@ def predict_step(
 ) -> StepPrediction:
     """Memory and time of one step, also where the memory model says that it does not fit: for runs that happened."""
     costs, tier = TrainingCosts(model, hardware, routing), training_tier(model, hardware, training)
+    error = error.where(situation_of(training.work))
     fit = costs.memory(training.layout, training.work)
     step = costs.step(training.layout, training.work)
     return StepPrediction(
@@ -79,6 +80,11 @@ def predict_step(
         peak_bytes=from_log_error(fit.per_gpu_bytes, error.of("training_memory", tier)),
         tier=tier,
     )
+
+
+def situation_of(work: TrainingWork) -> str:
+    """The class of predictions this one belongs to: fine-tuning runs small batches in less tuned frameworks."""
+    return situation("pretrain" if work.method == "pretrain" else "tune", ANY)
 
 
 def plan_training(
@@ -96,6 +102,7 @@ def plan_training(
 
     ``brief``: no sample of the routing, as a search does without.
     """
+    error = error.where(situation_of(training.work))
     fit, generation = _fullest(model, hardware, training, routing), None
     if fit.fits and training.rollout is not None:
         generation = generate(model, hardware, training.rollout, routing, seed)

@@ -22,7 +22,10 @@ class LogError:
 
 
 def situation(regime: str, engine: str) -> str:
-    """Key of a class of predictions that err alike: ``steady`` or ``flood`` (all at once) under an engine, or `ANY`."""
+    """Key of a class of predictions that err alike, either part `ANY`.
+
+    Regimes: ``steady`` or ``flood`` (all at once) load of an engine; ``pretrain`` or ``tune``.
+    """
     return f"{regime}/{engine}"
 
 

@@ -24,6 +24,10 @@ def results(log_errors: list[float], metric: str = "tpot", tier: Tier = Tier.FIT
     return [RowResult(f"r{i}", tier, (answer,), (), "steady/vllm") for i, answer in enumerate(answers)]
 
 
+def training_results(values: list[float], metric: str) -> list[RowResult]:
+    return [replace(result, situation="pretrain/any") for result in results(values, metric)]
+
+
 def gathered(
     values: list[float], groups: list[str], metric: str = "step", key: str = "steady/any", of: str = "tpot"
 ) -> Errors:
@@ -31,14 +35,28 @@ def gathered(
 
 
 def test_time_and_rate_say_the_same_with_opposite_sign() -> None:
-    slow = gathered([0.2], ["g"], "training_step", "any/any", "step_time")
-    rate = gathered([-0.2], ["g"], "training_step", "any/any", "tokens_per_s")
+    slow, rate = (
+        gather(training_results([error], of), ["g"], "training_step", Tier.FITTED)["pretrain/any"]
+        for error, of in ((0.2, "step_time"), (-0.2, "tokens_per_s"))
+    )
     assert slow.log_error == pytest.approx(rate.log_error)
 
 
 def test_bursts_teach_nothing_about_steady_steps() -> None:
     burst = [replace(result, situation="flood/vllm") for result in results([0.2] * 30)]
     assert set(gather(burst, ["g"] * 30, "step", Tier.FITTED)) == {"flood/vllm", "flood/any"}
+
+
+def test_untuned_runs_teach_memory_but_no_times() -> None:
+    for metric, of, taught in (("training_step", "step_time", 0), ("training_memory", "memory", 30)):
+        runs = [replace(result, representative=False) for result in training_results([0.2] * 30, of)]
+        assert sum(e.log_error.size for e in gather(runs, ["g"] * 30, metric, Tier.FITTED).values()) == taught
+
+
+def test_memory_errs_alike_over_hardware_and_within_a_family() -> None:
+    groups = ["Llama-3.1-8B, h100-sxm, a", "Llama-3.1-70B, gb200-nvl72, b", "Qwen3-30B-A3B, h100-sxm, a"]
+    errors = gather(training_results([0.1] * 3, "memory"), groups, "training_memory", Tier.FITTED)["any/any"]
+    assert errors.group.tolist() == ["Llama", "Llama", "Qwen"]
 
 
 def test_a_group_weighs_as_the_square_root_of_its_rows() -> None:
