@@ -41,6 +41,7 @@ from moeplan.costs.roofline import Array, ArrayLike, joined_s, peak_flop_per_s
 from moeplan.spec.hardware import Device
 from moeplan.spec.precision import NumberFormat
 
+BACKWARD = 2.5  # times the forward kernel: five matrix products for two (FlashAttention-2, section 4.1)
 ACTIVATION_BYTES = 2.0  # queries and outputs are 16 bit in every engine we model
 # Rows of one query tile: 128 in FlashAttention-2 (arXiv:2307.08691, section 3.3) and FlashAttention-3
 # (arXiv:2407.08608, section 3); 64 on Ada, as FlashAttention-2's launch code has it for causal masks on sm86 and sm89.

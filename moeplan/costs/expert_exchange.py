@@ -60,6 +60,8 @@ DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "moe_combine_low_latency": {**_LOW_LATENCY, "expert_s": 7e-8, "expert_bytes_per_s": 2.6e10},
 }  # fmt: skip
 COMMUNICATION_SMS = 20  # DeepEP's default (Buffer.set_num_sms), also what vLLM runs
+# Multiprocessors that carry an overlapped exchange compute nothing: 20 of 132 (DeepSeek-V3, arXiv:2412.19437, 3.2.2).
+COMMUNICATION_SMS_FRAC = COMMUNICATION_SMS / 132.0
 LOW_LATENCY_TOKENS = 256  # tokens per rank the low-latency buffers hold in the engines measured (vLLM, TensorRT-LLM)
 # Between nodes DeepEP pairs every receiving SM with one that forwards: half of them feed the scale-up link.
 _FORWARDING_SMS_FRAC = 0.5

@@ -1,4 +1,4 @@
-"""What a training framework adds to its kernels: host time to launch them, clocks that fall under sustained load.
+"""What the host does (launches, an optimizer, products of weights it keeps), and clocks that fall under long load.
 
 The numbers below stand where nothing was fitted; `moeplan/data/training_fits.yaml` holds what was, with its rows.
 """
@@ -6,6 +6,10 @@ The numbers below stand where nothing was fitted; `moeplan/data/training_fits.ya
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+import numpy as np
+
+from moeplan.costs.roofline import Array, ArrayLike
 
 # ``expert_s`` is fitted to ranks that hold 1 to 32 experts of a layer, whose frameworks launch each one. Who holds more
 # runs grouped kernels (OLMoE's 64 on an H200: at most 0.15 ms each), so the count stops there.
@@ -28,6 +32,9 @@ DEFAULTS: Mapping[str, Mapping[str, float]] = {
     # an estimate. ``optimizer_stream_frac``: a fused multi-tensor optimizer against one plain stream; AdamW over 3.56 G
     # parameters takes 18.4 ms on an H200 where its bytes alone take 13.0 ms.
     "training_device": {"sustained_frac": 0.85, "optimizer_stream_frac": 0.7},
+    # Share of the host's memory bandwidth that products of quantised weights reach on its cores. An estimate:
+    # llama.cpp's reach about three quarters of STREAM.
+    "host_products": {"memory_frac": 0.75},
 }
 
 
@@ -37,3 +44,11 @@ def launch_time_s(n_layers: int, n_experts: int, *, p: Mapping[str, float]) -> f
     ``n_experts`` counts the experts this rank launches in all of the layers, `MOST_LAUNCHED_EXPERTS` each at most.
     """
     return n_layers * p["layer_s"] + n_experts * p["expert_s"]
+
+
+def host_products_time_s(n_bytes: ArrayLike, host_bytes_per_s: float, *, p: Mapping[str, float]) -> Array:
+    """Time [s] in which the host's cores multiply with ``n_bytes`` of weights: its memory's bandwidth is the limit.
+
+    ``host_bytes_per_s``: the share of one GPU.
+    """
+    return np.asarray(n_bytes, np.float64) / (host_bytes_per_s * p["memory_frac"])

@@ -18,6 +18,7 @@ from moeplan.spec.precision import FORMATS
 STATE_BYTES = 4.0  # recurrent states are kept in fp32 by the reference kernels (flash-linear-attention, mamba_ssm)
 CHUNK_TOKENS = 64.0  # chunk of the parallel form (Gated DeltaNet, arXiv:2412.06464, section 3.3); Mamba-2: to 256
 
+BACKWARD = 2.0  # times the forward scan, an estimate: its gradient is two scans
 SHARPNESS = 2.0  # how well the scan overlaps arithmetic and memory: an estimate
 
 # Estimates: chunked scans run well below dense GEMM rates (Mamba-2, arXiv:2405.21060, figure 10), in several launches.

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from moeplan.costs import attention, recurrent
 from moeplan.costs import routing as expert_routing
-from moeplan.costs.expert_exchange import Copies, copies_by_link, moe_combine_time_s, moe_dispatch_time_s, n_domains
+from moeplan.costs.expert_exchange import (
+    COMMUNICATION_SMS_FRAC,
+    Copies,
+    copies_by_link,
+    moe_combine_time_s,
+    moe_dispatch_time_s,
+    n_domains,
+)
 from moeplan.costs.projections import (
     Projection,
     dense_shard,
@@ -36,10 +44,6 @@ from moeplan.steps.operations import ACTIVATION_BYTES, Operations
 # Whose measured kernels stand for a training framework's: SGLang's products are PyTorch's (cuBLAS), DeepGEMM's and
 # CUTLASS's, as those of training frameworks are (an assumption; only serving engines are measured).
 KERNELS = "sglang"
-ATTENTION_BACKWARD = 2.5  # five matrix products for two (FlashAttention-2, arXiv:2307.08691, section 4.1)
-# Multiprocessors that carry an overlapped exchange compute nothing: 20 of 132 (DeepSeek-V3, arXiv:2412.19437, 3.2.2).
-EXCHANGE_SM_FRAC = 20.0 / 132.0
-SCAN_BACKWARD = 2.0  # estimate: a scan's gradient is two scans
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,10 +305,10 @@ class TrainingBlocks:
                     ops=self.ops,
                 )
             )
-            found.add("attention", scan, SCAN_BACKWARD * scan)
+            found.add("attention", scan, recurrent.BACKWARD * scan)
             return
         core = self._attention_s(block)
-        found.add("attention", core, ATTENTION_BACKWARD * core)
+        found.add("attention", core, attention.BACKWARD * core)
         scores_s = self._scores_s(block)
         found.add("attention", *scores_s)
         if self._repeats("attention"):
@@ -351,7 +355,7 @@ class TrainingBlocks:
         same = self.layout.tp * cp <= self.hardware.n_gpus_scale_up
         ring = (cp - 1) * float(self.ops.send_s(self.tokens * width * ACTIVATION_BYTES, same_domain=same))
         for direction, factor in ((found.forward, 1.0), (found.backward, 2.0)):
-            compute = core_s * (1.0 if factor == 1.0 else ATTENTION_BACKWARD)
+            compute = core_s * (1.0 if factor == 1.0 else attention.BACKWARD)
             exposed = max(0.0, factor * ring - compute)
             direction["context_parallel"] = direction.get("context_parallel", 0.0) + exposed
             found.hidden["context_parallel"] = found.hidden.get("context_parallel", 0.0) + factor * ring - exposed
@@ -401,7 +405,7 @@ class TrainingBlocks:
                 found.add("host", sync_s / 2, sync_s / 2)
             one_way = self._one_way_s(block, own, assignments / mean, copies)
             found.add_traffic("all_to_all", one_way, one_way, self.work.expert_overlap_frac)
-            taken = EXCHANGE_SM_FRAC * one_way * self.work.expert_overlap_frac
+            taken = COMMUNICATION_SMS_FRAC * one_way * self.work.expert_overlap_frac
             found.add("all_to_all", taken, taken)
         if layout.etp > 1:
             n_bytes = assignments * block.expert_hidden_size * ACTIVATION_BYTES

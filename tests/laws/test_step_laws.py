@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from step_cases import BF16, UNIFORM, attention, dense, engine, faster, hardware, latent, linear, model, moe, work
 
 from moeplan.costs import host
+from moeplan.costs.expert_exchange import COMMUNICATION_SMS_FRAC
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.model import MoeMlp
 from moeplan.spec.scenario import RoutingAssumption
@@ -21,7 +22,6 @@ from moeplan.steps.memory import serving_memory
 from moeplan.steps.offload import touched_host_bytes
 from moeplan.steps.serving import Iteration, ServingStep
 from moeplan.steps.training import training_step
-from moeplan.steps.training_layer import EXCHANGE_SM_FRAC
 
 H100 = hardware("h100-sxm")
 MODELS = {
@@ -248,7 +248,7 @@ def test_overlap_hides_traffic_but_never_time():
     )
     assert hidden.step_time_s < exposed.step_time_s
     # only the multiprocessors that carry it are missed
-    taken = EXCHANGE_SM_FRAC * exposed.breakdown["all_to_all"]
+    taken = COMMUNICATION_SMS_FRAC * exposed.breakdown["all_to_all"]
     assert hidden.breakdown["all_to_all"] == pytest.approx(taken)
     assert hidden.hidden["all_to_all"] == pytest.approx(exposed.breakdown["all_to_all"])
 
