@@ -45,6 +45,11 @@ def simulate(
         from moeplan.planner.plan import simulate as make_plan
 
         plan = make_plan(resolved, progress=say)
+        if not plan.feasible:
+            from moeplan.planner.next_step import with_next_step
+
+            say("looking for what helps")
+            plan = with_next_step(resolved, plan)
     text = plan_to_json(plan)
     if out is not None:
         from moeplan.files.write import write_text

@@ -67,7 +67,8 @@ def _headline(plan: Plan) -> Text:
 
 # verdicts that inform and never fail
 REMARKS = (
-    "bottleneck", "checkpoint", "comparison", "reference", "alternatives", "advice", "price_age", "not_counted", "spot",
+    "next", "bottleneck", "checkpoint", "comparison", "reference", "alternatives", "advice", "price_age", "not_counted",
+    "spot",
 )  # fmt: skip
 
 
