@@ -1,4 +1,7 @@
-"""The reference page of the command line, made from click: ``python -m moeplan.cli.reference > docs/reference/cli.md``."""
+"""The reference page of the command line, made from click.
+
+``python -m moeplan.cli.reference > docs/reference/cli.md``
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from moeplan.cli import main
 
 _HEAD = """# Commands
 
-Made by `python -m moeplan.cli.reference`; do not edit. Every command answers `--help`; machine output (`--json`) is alone
-on stdout, progress goes to stderr when that is a terminal. Exit codes: 0 done, 1 a fault of the program, 2 bad input or
-usage, 3 no feasible plan. Shell completion and help in editors: [editors and shells](editors.md).
+Made by `python -m moeplan.cli.reference`; do not edit. Every command answers `--help`; machine output (`--json`) is
+alone on stdout, progress goes to stderr when that is a terminal. Exit codes: 0 done, 1 a fault of the program, 2 bad
+input or usage, 3 no feasible plan. Shell completion and help in editors: [editors and shells](editors.md).
 """
 
 
