@@ -7,10 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from moeplan.costs.roofline import Array, ArrayLike
-
 # ``expert_s`` is fitted to ranks that hold 1 to 32 experts of a layer, whose frameworks launch each one. Who holds more
 # runs grouped kernels (OLMoE's 64 on an H200: at most 0.15 ms each), so the count stops there.
 MOST_LAUNCHED_EXPERTS = 32
@@ -46,9 +42,6 @@ def launch_time_s(n_layers: int, n_experts: int, *, p: Mapping[str, float]) -> f
     return n_layers * p["layer_s"] + n_experts * p["expert_s"]
 
 
-def host_products_time_s(n_bytes: ArrayLike, host_bytes_per_s: float, *, p: Mapping[str, float]) -> Array:
-    """Time [s] in which the host's cores multiply with ``n_bytes`` of weights: its memory's bandwidth is the limit.
-
-    ``host_bytes_per_s``: the share of one GPU.
-    """
-    return np.asarray(n_bytes, np.float64) / (host_bytes_per_s * p["memory_frac"])
+def products_bytes_per_s(host_bytes_per_s: float, *, p: Mapping[str, float]) -> float:
+    """Bytes of weights a second that the host's cores multiply with, given their share of its memory's bandwidth."""
+    return host_bytes_per_s * p["memory_frac"]

@@ -63,8 +63,12 @@ def fleet_defaults() -> Mapping[str, FleetDefault]:
 def default_routing(model: ModelArchitecture, *, training: bool = False) -> RoutingAssumption:
     """Expert popularity where the scenario states none; the note is its source."""
     few = max((block.n_experts for block in model.moe_blocks), default=0) <= FEW_EXPERTS
-    entry = _read(ROUTING)["training" if training else "serving_few_experts" if few else "serving"]
-    return RoutingAssumption(float(entry["value"]), f"default, {entry['kind']} {entry['date']}: {entry['source']}")
+    data = _read(ROUTING)
+    entry = data["training" if training else "serving_few_experts" if few else "serving"]
+    preset = None if training else data["recorded"].get(model.name)
+    known = f" (its own routing was recorded: `routing: {preset}`)" if preset else ""
+    note = f"default{known}, {entry['kind']} {entry['date']}: {entry['source']}"
+    return RoutingAssumption(float(entry["value"]), note)
 
 
 def load_model_error() -> ModelError:

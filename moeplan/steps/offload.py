@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moeplan.costs.host import host_products_time_s
+from moeplan.costs.host import products_bytes_per_s
 from moeplan.costs.projections import split
 from moeplan.spec.model import MoeMlp
 from moeplan.spec.precision import FORMATS
@@ -55,6 +55,6 @@ def offload_time_s(step: ServingStep, n_tokens: Array, device_s: Array) -> Array
         raise ValueError(f"{step.hardware.slug}: the profile states no bandwidth of the host's memory")
     share = host_bytes_per_s / min(step.layout.n_gpus_per_replica, step.hardware.n_gpus_per_node)
     p = step.ops.parameters("host_products", step.precision.experts)
-    computed_s = host_products_time_s(step.layout.pp * experts, share, p=p)
+    computed_s = step.layout.pp * experts / products_bytes_per_s(share, p=p)
     streamed_s = step.layout.pp * step.ops.host_copy_s(dense) if engine.weight_offload_frac > 0.0 else 0.0
     return np.asarray(computed_s + np.maximum(streamed_s - device_s, 0.0))

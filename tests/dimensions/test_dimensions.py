@@ -170,9 +170,7 @@ CASES = {
         for kind in ("", "_low_latency")
     ],
     "host.launch_time_s": [{"n_layers": 48, "n_experts": 768, "p": host.DEFAULTS["training_host"]}],
-    "host.host_products_time_s": [
-        {"n_bytes": 1e9, "host_bytes_per_s": 5e10, "p": host.DEFAULTS["host_products"]},
-    ],
+    "host.products_bytes_per_s": [{"host_bytes_per_s": 5e10, "p": host.DEFAULTS["host_products"]}],
     "energy.device_power_w": [{"memory_frac": 0.5, "compute_frac": 0.3, "device": DEVICE, "busy_frac": 0.7}],
     "energy.meter_power_w": [
         {"device_w": 500.0, "hardware": hardware, "facility": FACILITY, "power_w": power_w}
