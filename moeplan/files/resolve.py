@@ -95,7 +95,7 @@ def _complete(
     money = resolve_money(rs, file, file.price, ("price",), hardware, kind)
     facility = resolve_facility(rs, file, hardware)
     market = resolve_market(rs, file, model, hardware)
-    as_of, prices = resolve_ages(rs, file, {"price": money, "lifecycle.training.price": training_money})
+    as_of, prices = resolve_ages(rs, file, {"price": money, "lifecycle.training.price": training_money}, market)
     for key in ("name", "kind", "seed"):
         rs.note(key, (key,), default={"name": "the file's name", "kind": "told by the sections"}.get(key, ""))
     degrees = {"serving.layout.ep": serving.layout.ep} if serving is not None else {}

@@ -46,6 +46,7 @@ _COSTS = {
     "experiments": "experiments_frac",
     "tax": "tax_frac",
 }
+_AROUND_TRAINING = ("experiments", "checkpoints_kept")
 
 
 def resolve_money(
@@ -61,6 +62,8 @@ def resolve_money(
     offer = _offer(rs, price, price_loc, hardware, target)
     for key, field in _COSTS.items():
         rs.note(f"{target}.{field}", ("costs", key))
+        if kind == "serving" and key in _AROUND_TRAINING and rs.given(("costs", key)):
+            rs.problem(("costs", key), "belongs to a training run, this scenario only serves", getattr(file.costs, key))
     rs.derived(f"{target}.hours_per_month", "default", "moeplan/units.py", "8760 h / 12")
     budget = None if file.budget is None else _budget(rs, file.budget, kind, target)
     own = None
@@ -180,22 +183,33 @@ def resolve_facility(rs: Resolving, file: ScenarioFile, hardware: Hardware) -> F
 
 
 def resolve_market(rs: Resolving, file: ScenarioFile, model: ModelArchitecture, hardware: Hardware) -> Market:
-    """What the same demand could be served by instead."""
+    """What the same demand could be served by instead; with strict prices, at prices that are not old."""
     wanted = file.alternatives
-    offers = catalog.offers_for(*dict.fromkeys((hardware.slug, hardware.device.slug)))
+    offers = tuple(
+        offer for offer in catalog.offers_for(*dict.fromkeys((hardware.slug, hardware.device.slug)))
+        if _allowed(file, offer)
+    )  # fmt: skip
     why = ""
     if wanted.api is not None:
         loc: Loc = ("alternatives", "api")
-        named: list[ApiOffer | None] = []
+        named: list[ApiOffer] = []
         for i, name in enumerate(wanted.api):
-            named.append(rs.attempt((*loc, i), partial(catalog.load_api_offer, name)))
-        api = tuple(offer for offer in named if offer is not None)
+            offer = rs.attempt((*loc, i), partial(catalog.load_api_offer, name))
+            if offer is not None:
+                as_of = _as_of(file)
+                used = price_used("hosted model", offer.name, offer.price_date, as_of)
+                _aged(rs, file, (*loc, i), used, as_of, [])
+                named.append(offer)
+        api = tuple(named)
         why = "" if api else "the scenario names none"
     else:
         family = catalog.api_offers(model.name)
-        api = tuple(offer for offer in family if serves(offer.name, model))
+        mine = [offer for offer in family if serves(offer.name, model)]
+        api = tuple(offer for offer in mine if _allowed(file, offer))
         relatives = f" ({len(family)} of relatives: name one under alternatives.api)" if family else ""
         why = "" if api else f"no hosted offer for {model.name} in the catalogue of API prices{relatives}"
+        if mine and not api:
+            why = f"the prices of all {len(mine)} hosted offers are past {STALE_DAYS} days"
     own = None
     if wanted.own is not None:
         rs.note("market.ownership", ("alternatives", "own"))
@@ -205,25 +219,52 @@ def resolve_market(rs: Resolving, file: ScenarioFile, model: ModelArchitecture, 
     return Market(offers, api, own, wanted.cached, wanted.batch, why)
 
 
+def _as_of(file: ScenarioFile) -> date:
+    return first_day(file.as_of) if file.as_of is not None else today()
+
+
+def _allowed(file: ScenarioFile, offer: Offer | ApiOffer) -> bool:
+    used = price_used("", offer.name, offer.price_date, _as_of(file))
+    return not file.strict_prices or (used.age_days is not None and not used.stale)
+
+
 def resolve_ages(
-    rs: Resolving, file: ScenarioFile, moneys: Mapping[str, Money | None]
+    rs: Resolving, file: ScenarioFile, moneys: Mapping[str, Money | None], market: Market
 ) -> tuple[str, tuple[PriceUsed, ...]]:
     """The day ages are counted from, and the prices the plan rests on; ``moneys`` by the place of their price."""
-    as_of = first_day(file.as_of) if file.as_of is not None else today()
+    as_of = _as_of(file)
     rs.note("as_of", ("as_of",), default="today")
     found: list[PriceUsed] = []
+    stated = {
+        "price": file.price,
+        "lifecycle.training.price": None if file.lifecycle is None else file.lifecycle.training.price,
+    }
     for place, money in moneys.items():
         if money is None:
             continue
         loc: Loc = tuple(place.split("."))
         what = "purchase" if money.ownership is not None else "GPU hour"
         _aged(rs, file, loc, price_used(what, money.offer.name, money.offer.price_date, as_of), as_of, found)
-        own = file.price.own if file.price is not None else None
-        if money.ownership is not None and own is not None and isinstance(own.electricity, str):
-            power = catalog.electricity(own.electricity)
-            used = price_used("electricity", power.item, power.source.date, as_of)
-            _aged(rs, file, (*loc, "own", "electricity"), used, as_of, found)
+        price = stated[place]
+        if money.ownership is not None and price is not None and price.own is not None:
+            _electricity_aged(rs, file, (*loc, "own"), price.own, as_of, found)
+    bought = file.alternatives.own
+    if bought is not None and market.ownership is not None:
+        here: Loc = ("alternatives", "own")
+        _aged(rs, file, here, price_used("purchase", "alternatives.own", bought.date or "", as_of), as_of, found)
+        _electricity_aged(rs, file, here, bought, as_of, found)
     return as_of.isoformat(), tuple(found)
+
+
+def _electricity_aged(
+    rs: Resolving, file: ScenarioFile, loc: Loc, own: OwnFile, as_of: date, found: list[PriceUsed]
+) -> None:
+    """The age of a price of the catalogue; one the scenario states has no date of its own."""
+    if not isinstance(own.electricity, str):
+        return
+    power = catalog.electricity(own.electricity)
+    used = price_used("electricity", power.item, power.source.date, as_of)
+    _aged(rs, file, (*loc, "electricity"), used, as_of, found)
 
 
 def _aged(rs: Resolving, file: ScenarioFile, loc: Loc, used: PriceUsed, as_of: date, found: list[PriceUsed]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import date
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, model_validator
 
 from moeplan.files.schema_types import (
+    MOST_USD,
     BudgetLimit,
     Bytes,
     Degree,
@@ -28,7 +30,10 @@ from moeplan.files.schema_types import (
     reject,
     whole,
 )
+from moeplan.units import HOUR_S, HOURS_PER_MONTH
 
+MOST_MONTHS = 1200  # of a lifecycle
+_MOST_GROWTH = 1e6  # of the demand over its lifecycle
 _DATE = re.compile(r"[12][0-9]{3}(-[0-9]{2}(-[0-9]{2})?)?", re.ASCII)
 
 
@@ -52,7 +57,7 @@ def _check_electricity(value: Any, info: ValidationInfo) -> float | str:
     """A price, or the name of one in the catalogue."""
     if isinstance(value, str) and value.strip() and value.strip()[0] not in "0123456789+-.$":
         return value.strip()
-    rule = quantity("usd_per_energy", least=0.0)
+    rule = quantity("usd_per_energy", least=0.0, most=MOST_USD)
     return float(rule.check(value, info))
 
 
@@ -142,14 +147,14 @@ class CostsFile(Section):
     people: MonthlyMoney = Field(default=0.0, description="Staff.")
     operations: MonthlyMoney = Field(default=0.0, description="Monitoring, support contracts, licences, on-call.")
     storage: MonthlyMoney = Field(default=0.0, description="Datasets, images and whatever else is stored.")
-    storage_price: Annotated[float, quantity("usd_per_bytes_month", least=0.0)] = Field(
+    storage_price: Annotated[float, quantity("usd_per_bytes_month", least=0.0, most=MOST_USD)] = Field(
         default=0.0, description="Price of the bytes the plan knows: weights, and checkpoints of a training run."
     )
     checkpoints_kept: Annotated[int, whole(1, 10_000)] = Field(
         default=1, description="Checkpoints (weights and optimizer state) kept at a time."
     )
     egress: MonthlyMoney = Field(default=0.0, description="Network traffic that is charged as an amount.")
-    egress_price: Annotated[float, quantity("usd_per_bytes", least=0.0)] = Field(
+    egress_price: Annotated[float, quantity("usd_per_bytes", least=0.0, most=MOST_USD)] = Field(
         default=0.0, description="Price of the bytes sent to users."
     )
     egress_per_token: Bytes = Field(
@@ -240,6 +245,18 @@ class LifecycleFile(Section):
     training: TrainingPlaceFile = Field(
         default=TrainingPlaceFile(), description="Hardware and price of the training part."
     )
+
+    @model_validator(mode="after")
+    def _within_reason(self) -> LifecycleFile:
+        months = self.duration / HOUR_S / HOURS_PER_MONTH
+        if months > MOST_MONTHS:
+            raise reject("duration: too long", f"at most {MOST_MONTHS} months")
+        demand = self.demand
+        if demand is not None:
+            peak = max(demand.monthly) if demand.monthly is not None else 0.0
+            if peak > _MOST_GROWTH or months * math.log1p(demand.growth) > math.log(_MOST_GROWTH):
+                raise reject("demand: it would grow beyond a million times the rate of the traffic")
+        return self
 
 
 class AlternativesFile(Section):

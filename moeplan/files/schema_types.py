@@ -16,6 +16,7 @@ from moeplan.units import Dimension, UnitError
 
 MAX_COUNT = 10**9
 MAX_TEXT = 2000
+MOST_USD = 1e15  # of any one amount: sums stay far from where floats end
 
 
 def reject(what: str, allowed: str = "", hint: str = "") -> PydanticCustomError:
@@ -141,7 +142,7 @@ class Limit:
 
 def _check_limit(value: Any, info: ValidationInfo) -> Limit:
     per_month = isinstance(value, str) and "/" in value
-    rule = quantity("usd_per_month" if per_month else "usd", above=0.0)
+    rule = quantity("usd_per_month" if per_month else "usd", above=0.0, most=MOST_USD)
     return Limit(rule.check(value, info), per_month)
 
 
@@ -186,9 +187,9 @@ Rate = Annotated[float, quantity("request_rate", above=0.0)]
 Bytes = Annotated[float, quantity("bytes", least=0.0)]
 Bandwidth = Annotated[float, quantity("bytes_per_s", above=0.0)]
 Power = Annotated[float, quantity("power", above=0.0)]
-GpuHourPrice = Annotated[float, quantity("usd_per_gpu_hour", above=0.0)]
-Money = Annotated[float, quantity("usd", above=0.0)]
-MonthlyMoney = Annotated[float, quantity("usd_per_month", least=0.0)]
+GpuHourPrice = Annotated[float, quantity("usd_per_gpu_hour", above=0.0, most=MOST_USD)]
+Money = Annotated[float, quantity("usd", above=0.0, most=MOST_USD)]
+MonthlyMoney = Annotated[float, quantity("usd_per_month", least=0.0, most=MOST_USD)]
 Number = Annotated[float, quantity("count")]
 WeightFormat = Annotated[str, choice("native", *FORMATS)]
 CacheFormat = Annotated[str, choice("auto", "bf16", "fp16", "fp8", "int8", "q8_0", "q4_0", "nvfp4")]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from moeplan.costs.money import Bill, bill, break_even, payback_months
 from moeplan.planner.energy import Power
 from moeplan.planner.intervals import exact
-from moeplan.planner.money import cents, serving_usage
+from moeplan.planner.money import between, cents, serving_usage
 from moeplan.spec.plan import AlternativesResult, Q, ServingResult
 from moeplan.spec.plan_money import AtLoad, Option
 from moeplan.spec.prices import ApiOffer, Market, Money, Offer, Ownership
@@ -55,12 +55,12 @@ class Fleet:
         """Offers one replica can run on."""
         return market.rentable(self.n_gpus_per_replica, self.n_gpus_per_node)
 
-    def month(self, money: Money) -> Bill:
-        """A month of all replicas [USD]."""
+    def month(self, money: Money) -> tuple[Bill, Bill, Bill]:
+        """A month of all replicas [USD]: as predicted, and at the ends of energy and traffic."""
         n_gpus = self.n_gpus_per_replica * self.n_replicas
         power = self.power_of(money.ownership)
-        usage, _, _ = serving_usage(money, n_gpus, self.result, power, self.stored_bytes, self.held_frac)
-        return bill(money, usage)
+        now, low, high = serving_usage(money, n_gpus, self.result, power, self.stored_bytes, self.held_frac)
+        return bill(money, now), bill(money, low), bill(money, high)
 
 
 def monthly_demand(result: ServingResult, asked_per_s: float | None, hours_per_month: float) -> Demand:
@@ -93,7 +93,7 @@ def alternatives(money: Money, market: Market, fleet: Fleet, demand: Demand, age
         return None
     month_s = money.hours_per_month * 3600.0
     load = Q(*(demand.requests / month_s / c for c in (capacity.value, capacity.high, capacity.low)))
-    own_bill = fleet.month(money)
+    own_bill, _, _ = fleet.month(money)
     tax = 1.0 + money.tax_frac
     # people and traffic to the users stay whoever serves the model
     shared_usd = (own_bill.people + own_bill.egress) * tax
@@ -146,11 +146,11 @@ def alternatives(money: Money, market: Market, fleet: Fleet, demand: Demand, age
 def _self_hosted(money: Money, market: Market, fleet: Fleet, demand: Demand, age: Age) -> list[Option]:
     """The scenario's own way first, then other offers of the hardware, then bought hardware; cheapest first."""
 
-    def option(kind: str, name: str, way: Money, price_date: str, chosen: bool, note: str = "") -> Option:
-        usd = cents(fleet.month(way).total)
+    def option(kind: str, name: str, way: Money, price_date: str, chosen: bool) -> Option:
+        usd = between(*fleet.month(way))
         days, stale = age(price_date)
-        each = usd / demand.output_tokens * 1e6
-        return Option(kind, name, exact(usd), exact(each), price_date, days, stale, chosen, None, note)
+        each = usd.scaled(1e6 / demand.output_tokens)
+        return Option(kind, name, usd, each, price_date, days, stale, chosen, None, "")
 
     rented = money.ownership is None
     found = [option("rent" if rented else "own", money.offer.name, money, money.offer.price_date, chosen=True)]
@@ -179,13 +179,11 @@ def owned(money: Money, ownership: Ownership) -> Money:
 def _payback(money: Money, market: Market, fleet: Fleet) -> float | None:
     """Months of rent that pay for buying instead; None without both, or never within the lifetime."""
     own = money.ownership or market.ownership
-    rented = (
-        [money] if money.ownership is None else [at_offer(money, o) for o in market.offers if o.term == "on_demand"]
-    )
+    rented = [money] if money.ownership is None else [at_offer(money, o) for o in fleet.rentable(market)]
     if own is None or not rented:
         return None
-    rent = min(fleet.month(way).gpus for way in rented)
-    running = fleet.month(owned(money, own))
+    rent = min(fleet.month(way)[0].gpus for way in rented)
+    running, _, _ = fleet.month(owned(money, own))
     n_gpus = fleet.n_gpus_per_replica * fleet.n_replicas
     months = payback_months(own.purchase_usd * n_gpus, rent, running.hosting + running.electricity)
     return months if months <= own.lifetime_months else None
@@ -213,18 +211,17 @@ def _text(found: AlternativesResult, market: Market, fleet: Fleet) -> str:
     own = min((o for o in found.options if o.kind != "api"), key=lambda o: o.usd_per_month.value)
     hosted = next((o for o in found.options if o.kind == "api"), None)
     needed = "as planned" if fleet.n_replicas == fleet.n_planned else f"with the {fleet.n_replicas} replicas it takes"
-    text = f"Rent, buy or API: {needed} ${chosen.usd_per_month.value:,.0f} a month"
+    text = f"Rent, buy or API: {needed} {_usd(chosen)} a month"
     if own.name != chosen.name:
-        text += f", at {own.name} ${own.usd_per_month.value:,.0f}"
+        text += f", at {own.name} {_usd(own)}{_old(own)}"
     paid_back = ""
     if found.payback_months is not None:
         paid_back = f" Buying instead of renting pays back in {found.payback_months:.0f} months."
     if hosted is None:
         return f"{text}; {market.why_no_api}.{paid_back}"
-    text += (
-        f", at the cheapest of {found.n_api_offers} hosted offers, {hosted.name}, ${hosted.usd_per_month.value:,.0f}. "
-    )
-    load = f"{found.utilization_frac.value:.0%} of what the deployment could serve"
+    text += f", at the cheapest of {found.n_api_offers} hosted offers, {hosted.name}, {_usd(hosted)}{_old(hosted)}. "
+    share = found.utilization_frac.value
+    load = f"{f'{share:.0%}' if share >= 0.01 else 'below 1%'} of what the deployment could serve"
     flips = found.flips_at_utilization_frac
     if flips is None:
         text += f"The load is {load}; the API is cheaper even when all of it is used."
@@ -233,3 +230,15 @@ def _text(found: AlternativesResult, market: Market, fleet: Fleet) -> str:
     return (
         text + paid_back + ("" if found.certain else " Not certain: the low end of the capacity changes the verdict.")
     )
+
+
+def _usd(option: Option) -> str:
+    usd = option.usd_per_month.value
+    return f"${usd:,.0f}" if usd >= 100.0 else f"${usd:,.2f}"
+
+
+def _old(option: Option) -> str:
+    """How old a price is."""
+    if option.age_days is None:
+        return " (undated)"
+    return f" ({option.age_days} days old{', past 90' if option.stale else ''})"

@@ -17,6 +17,7 @@ from moeplan.planner.energy import J_PER_KWH, Power, energy_result, mean_power, 
 from moeplan.planner.intervals import exact
 from moeplan.planner.lifecycle import (
     Service,
+    each_month,
     first_month_cheaper,
     lifecycle,
     requests_per_s_per_replica,
@@ -330,16 +331,16 @@ def _whole_life(
     found = lifecycle(service, scenario.demand, months, run.spending, capacity)
     if found is None:
         return Finance(fleet.spending.cost, None, _month_energy(fleet), options, None, None)
-    life, served = found
-    cost = lifecycle_cost(run.spending, fleet.spending, served, life.total_usd, life.usd_per_million_output_tokens)
-    used = cost.total_usd
-    if money.budget is not None and money.budget.per == "month":
-        used = exact(cents(max(month.usd for month in life.schedule)))
+    life = found.result
+    cost = lifecycle_cost(
+        run.spending, fleet.spending, found.served, life.total_usd, life.usd_per_million_output_tokens
+    )
+    used = found.dearest_month if money.budget is not None and money.budget.per == "month" else cost.total_usd
     budget = judge_budget(
         money.budget, used, _life_buys(service, scenario, run), lambda: _life_changes(service, scenario, run, months)
     )
     if options is not None and any(option.kind == "api" for option in options.options):
-        options = replace(options, break_even_month=_api_month(scenario, options, life))
+        options = replace(options, break_even_month=_api_month(service, scenario, options, life))
     return Finance(cost, budget, _life_energy(run, fleet, service, life), options, life, _advice(run, life))
 
 
@@ -350,7 +351,7 @@ def _life_buys(service: Service, scenario: Scenario, run: _Run) -> dict[str, flo
         return {}
     left = budget.limit_usd - run.spending.cost.total_usd.value
     months, tokens = 0, 0.0
-    for month, _ in serve(service, scenario.demand, float(_LAST_MONTH)):
+    for month, _ in each_month(service, scenario.demand, float(_LAST_MONTH)):
         left -= month.usd
         if left < 0.0:
             break
@@ -360,31 +361,36 @@ def _life_buys(service: Service, scenario: Scenario, run: _Run) -> dict[str, flo
 
 def _life_changes(service: Service, scenario: Scenario, run: _Run, months: float) -> Iterator[Change]:
     """Another offer for serving, or fewer months."""
-    total = run.spending.cost.total_usd
-    if total is None:
+    total, budget = run.spending.cost.total_usd, scenario.money.budget
+    if total is None or budget is None:
         return
+
+    def usd(of: Service, served_months: float) -> float:
+        by_month = [month.usd for month, _ in serve(of, scenario.demand, served_months)]
+        return max(by_month) if budget.per == "month" else total.value + sum(by_month)
+
     for offer in scenario.market.rentable(service.n_gpus_per_replica, scenario.hardware.n_gpus_per_node):
         if offer.name != scenario.money.offer.name:
             other = replace(service, money=at_offer(service.money, offer))
-            usd = total.value + sum(month.usd for month, _ in serve(other, scenario.demand, months))
-            yield Change(f"serving at {offer.name} ({offer.usd_per_gpu_hour:.2f} USD/GPU/h, {offer.price_date})", usd)
+            text = f"serving at {offer.name} ({offer.usd_per_gpu_hour:.2f} USD/GPU/h, {offer.price_date})"
+            yield Change(text, usd(other, months))
     affordable = _life_buys(service, scenario, run).get("months", 0.0)
     if 0.0 < affordable < months:
-        usd = total.value + sum(month.usd for month, _ in serve(service, scenario.demand, affordable))
-        yield Change(f"{affordable:.0f} months in service", usd)
+        yield Change(f"{affordable:.0f} months in service", usd(service, affordable))
 
 
-def _api_month(scenario: Scenario, options: AlternativesResult, life: LifecycleResult) -> int | None:
-    """The first month by which an API has cost more than training and serving."""
+def _api_month(service: Service, scenario: Scenario, options: AlternativesResult, life: LifecycleResult) -> int | None:
+    """The first month by which an API has cost more than training and serving; people and egress are in both."""
     named = {offer.name: offer for offer in scenario.market.api_offers}
     cheapest = next(option for option in options.options if option.kind == "api")
     month = Demand(options.requests_per_month, options.input_tokens_per_month, options.output_tokens_per_month)
     tax = 1.0 + scenario.money.tax_frac
     per_token = api_usd(named[cheapest.name], month, scenario.market) * tax / month.output_tokens
-    own = spent_by(life)
-    return first_month_cheaper(
-        own, lambda m: per_token * sum(x.output_tokens for x in life.schedule[:m]), len(life.schedule)
-    )
+    by_month = [
+        per_token * served.output_tokens + (paid.people + paid.egress) * tax
+        for served, paid in serve(service, scenario.demand, life.months)
+    ]
+    return first_month_cheaper(spent_by(life), lambda month: sum(by_month[:month]), len(by_month))
 
 
 def _life_energy(run: _Run, fleet: _Fleet, service: Service, life: LifecycleResult) -> EnergyResult | None:

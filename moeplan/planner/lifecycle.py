@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from moeplan import metrics
 from moeplan.costs.money import Bill, Usage, bill
 from moeplan.planner.energy import Power
-from moeplan.planner.money import Spending
+from moeplan.planner.money import Spending, cents, invoice
 from moeplan.simulate.deployment import Deployment
 from moeplan.simulate.serving import EventLog
 from moeplan.spec.plan import LifecycleResult, Q, ServingResult
@@ -23,6 +23,7 @@ from moeplan.spec.workload import Slo
 
 _BISECTIONS = 7  # to a hundredth of the capacity
 _MONTHS_PER_YEAR = 12.0
+_LARGEST_EXPONENT = 200.0  # of a growth: beyond any fleet, within a float
 
 
 def demand_factor(demand: Demand | None, month: float) -> float:
@@ -31,7 +32,7 @@ def demand_factor(demand: Demand | None, month: float) -> float:
         return 1.0
     if demand.monthly is not None:
         return demand.monthly[min(int(month), len(demand.monthly) - 1)]
-    factor = (1.0 + demand.growth_frac_per_month) ** month
+    factor = math.exp(min(month * math.log1p(demand.growth_frac_per_month), _LARGEST_EXPONENT))
     if demand.adoption_start_frac is not None and demand.adoption_midpoint_months is not None:
         start = demand.adoption_start_frac
         steepness = math.log((1.0 - start) / start) / demand.adoption_midpoint_months
@@ -108,12 +109,18 @@ class Service:
 def serve(
     service: Service, demand: Demand | None, months: float, capacity_factor: float = 1.0
 ) -> list[tuple[LifeMonth, Bill]]:
-    """Every month with its replicas and bill; the last may be a part of one.
+    """Every month with its replicas and invoice; the last may be a part of one."""
+    return list(each_month(service, demand, months, capacity_factor))
+
+
+def each_month(
+    service: Service, demand: Demand | None, months: float, capacity_factor: float = 1.0
+) -> Iterator[tuple[LifeMonth, Bill]]:
+    """The months of `serve`, one after the other.
 
     With a forecast there are as many replicas as the busiest moment of the month needs, never less than one; a
     commitment is paid for the replicas of the scenario's layout, used or not.
     """
-    rows = []
     for i in range(math.ceil(months)):
         span = min(1.0, months - i)
         rate = service.requests_per_s * demand_factor(demand, i + 0.5 * span)
@@ -125,9 +132,8 @@ def serve(
             full = service.per_replica * capacity_factor
             replicas = max(1, math.ceil(busiest / full - 1e-9)) if full > 0.0 else service.least_replicas
         tokens = rate * service.output_tokens_per_request * span * service.money.hours_per_month * 3600.0
-        whole = _month(service, replicas, span, tokens)
-        rows.append((LifeMonth(i + 1, rate, replicas, whole.total, tokens), whole))
-    return rows
+        whole = invoice(_month(service, replicas, span, tokens))
+        yield LifeMonth(i + 1, rate, replicas, cents(whole.total), tokens), whole
 
 
 def _month(service: Service, replicas: int, span: float, tokens: float) -> Bill:
@@ -163,13 +169,22 @@ def commitment_rest(service: Service, months: float) -> Bill:
     left = max(0.0, commitment.term_months - months) * service.money.hours_per_month
     n_gpus = service.n_gpus_per_replica * service.least_replicas
     usd = bill(replace(service.money, commitment=None), Usage(n_gpus, left)).gpus * (1.0 - commitment.discount_frac)
-    return Bill(unused_commitment=usd, tax=usd * service.money.tax_frac)
+    return invoice(Bill(unused_commitment=usd, tax=usd * service.money.tax_frac))
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """A whole life, the bill of its serving part, and its dearest month in service [USD]."""
+
+    result: LifecycleResult
+    served: Bill
+    dearest_month: Q
 
 
 def lifecycle(
     service: Service, demand: Demand | None, months: float, training: Spending, capacity: Q | None
-) -> tuple[LifecycleResult, Bill] | None:
-    """The whole life, and the bill of its serving part; None where the training run has no price."""
+) -> Life | None:
+    """Train, then serve; None where the training run has no price."""
     run = training.cost.total_usd
     if run is None:
         return None
@@ -178,12 +193,12 @@ def lifecycle(
     served = rest
     for _, billed in rows:
         served = served.plus(billed)
-    ends = [served.total]
+    cases = [[month.usd for month, _ in rows]]
     if capacity is not None and demand is not None:
         for end in (capacity.low, capacity.high):
-            ends.append(sum(m.total for _, m in serve(service, demand, months, end / capacity.value)) + rest.total)
-    serving = Q(served.total, min(ends), max(ends))
-    total = Q(run.value + serving.value, run.low + serving.low, run.high + serving.high)
+            cases.append([month.usd for month, _ in serve(service, demand, months, end / capacity.value)])
+    serving = _spread([sum(usd) + rest.total for usd in cases])
+    total = Q(*(cents(a + b) for a, b in zip(run.ends, serving.ends, strict=True)))
     tokens = sum(month.output_tokens for month, _ in rows)
     whole = training.bill.plus(served)
     parts = {"training": training.bill.total, **{f"serving_{k}": v for k, v in asdict(served).items()}}
@@ -192,7 +207,7 @@ def lifecycle(
     for month, _ in rows:
         if month.replicas != last:
             scale_at[str(month.month)] = last = month.replicas
-    return LifecycleResult(
+    found = LifecycleResult(
         months=months,
         training_usd=run,
         serving_usd=serving,
@@ -206,7 +221,14 @@ def lifecycle(
         other_name="",
         other_total_usd=None,
         cheaper_from_month=None,
-    ), served
+    )
+    return Life(found, served, _spread([max(usd) for usd in cases]))
+
+
+def _spread(usd: list[float]) -> Q:
+    """The first amount, between the least and the most of all [USD]."""
+    amounts = [cents(x) for x in usd]
+    return Q(amounts[0], min(amounts), max(amounts))
 
 
 def first_month_cheaper(mine: Callable[[int], float], other: Callable[[int], float], months: int) -> int | None:

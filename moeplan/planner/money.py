@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 from moeplan.costs.money import Bill, Usage, bill, usd_per_million_tokens
 from moeplan.planner.energy import Power
@@ -13,6 +13,7 @@ from moeplan.spec.plan import CostResult, Q, ServingResult, TrainingResult
 from moeplan.spec.prices import Money
 
 _CENT = Decimal("0.01")
+_DIGITS = Context(prec=60)  # the largest amounts a scenario may state, multiplied out
 _SCOPE = ("people", "operations", "storage", "egress", "tax")
 
 
@@ -27,12 +28,27 @@ class Spending:
 
 def cents(amount: float) -> float:
     """``amount`` [USD] to the cent, as it is reported."""
-    return float(Decimal(repr(amount)).quantize(_CENT, ROUND_HALF_EVEN))
+    return float(_to_cent(amount))
+
+
+def _to_cent(amount: float) -> Decimal:
+    return Decimal(repr(amount)).quantize(_CENT, ROUND_HALF_EVEN, _DIGITS)
+
+
+def invoice(whole: Bill) -> Bill:
+    """``whole`` with every purpose to the cent: invoices add up to what was paid."""
+    return Bill(*(cents(usd) for usd in asdict(whole).values()))
+
+
+def between(month: Bill, low: Bill, high: Bill) -> Q:
+    """The reported total of a bill, with its ends [USD]."""
+    _, total = reported(month)
+    return Q(total, min(total, cents(low.total)), max(total, cents(high.total)))
 
 
 def reported(whole: Bill) -> tuple[dict[str, float], float]:
     """Purposes to the cent, and a total that is exactly their sum [USD]. Purposes without money are left out."""
-    parts = {name: Decimal(repr(usd)).quantize(_CENT, ROUND_HALF_EVEN) for name, usd in asdict(whole).items()}
+    parts = {name: _to_cent(usd) for name, usd in asdict(whole).items()}
     shown = {name: float(usd) for name, usd in parts.items() if usd}
     return shown or {"gpus": 0.0}, float(sum(parts.values()))
 
@@ -67,8 +83,7 @@ def serving_spending(
     """A fleet that runs all month, whatever it serves."""
     usages = serving_usage(money, n_gpus, result, power, stored_bytes, held_frac)
     month, low, high = (bill(money, usage) for usage in usages)
-    breakdown, total = reported(month)
-    monthly = Q(total, min(total, cents(low.total)), max(total, cents(high.total)))
+    monthly = between(month, low, high)
     per_million = idle = None
     if result is not None and result.output_tokens_per_s.low > 0.0:
         tokens = result.output_tokens_per_s
@@ -86,7 +101,7 @@ def serving_spending(
         usd_per_month=monthly,
         usd_per_million_output_tokens=per_million,
         total_usd=None,
-        breakdown=breakdown,
+        breakdown=reported(month)[0],
         idle_usd=idle,
         not_counted=not_counted(month),
     )
@@ -114,11 +129,10 @@ def training_spending(
         run_bill(money, n_gpus, t, w, stored_bytes)
         for t, w in ((wall.value, watts.value), (wall.low, watts.low), (wall.high, watts.high))
     )
-    breakdown, value = reported(run)
-    total = Q(value, min(value, cents(low.total)), max(value, cents(high.total)))
+    total = between(run, low, high)
     good = result.goodput_frac
     idle = Q(*(cents(run.compute * (1.0 - g)) for g in (good.value, good.high, good.low)))
-    cost = CostResult(per_hour, None, None, total, breakdown, idle, not_counted(run))
+    cost = CostResult(per_hour, None, None, total, reported(run)[0], idle, not_counted(run))
     return Spending(cost, total, run)
 
 
@@ -131,7 +145,7 @@ def lifecycle_cost(training: Spending, serving: Spending, served: Bill, total: Q
     idle, waits = training.cost.idle_usd, serving.cost.idle_usd
     if idle is not None and waits is not None and serving.bill.compute > 0.0:
         later = waits.scaled(served.compute / serving.bill.compute)
-        idle = Q(*(cents(a + b) for a, b in zip(_ends(idle), _ends(later), strict=True)))
+        idle = Q(*(cents(a + b) for a, b in zip(idle.ends, later.ends, strict=True)))
     return replace(
         serving.cost,
         usd_per_million_output_tokens=per_million,
@@ -140,10 +154,6 @@ def lifecycle_cost(training: Spending, serving: Spending, served: Bill, total: Q
         breakdown=breakdown,
         not_counted=not_counted(training.bill.plus(served)),
     )
-
-
-def _ends(q: Q) -> tuple[float, float, float]:
-    return q.value, q.low, q.high
 
 
 def not_counted(whole: Bill) -> tuple[str, ...]:

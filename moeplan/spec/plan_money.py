@@ -77,7 +77,9 @@ class Option:
     age_days: int | None
     stale: bool
     chosen: bool  # the scenario's own
-    break_even_requests_per_month: float | None  # api: from here on the scenario's own way is cheaper; None: never
+    break_even_requests_per_month: (
+        float | None
+    )  # api: from here on the cheapest way of one's own is cheaper; None: never
     note: str
 
 

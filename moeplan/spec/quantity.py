@@ -13,6 +13,11 @@ class Q:
     low: float
     high: float
 
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        """Value, low and high."""
+        return self.value, self.low, self.high
+
     def scaled(self, factor: float) -> Q:
         """The same quantity in another unit (factor > 0)."""
         return Q(self.value * factor, self.low * factor, self.high * factor)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from scenario_files import SERVING, TRAINING, run, with_line
 
+from moeplan.files.load import load
+
 LIFE = (
     SERVING.replace("budget: 3000 USD/month", "budget: 90000 USD").replace("layout: {tp: 1, replicas: 1}", "layout: {}")
     + """\
@@ -58,6 +60,13 @@ CASES = [
     ("budget", with_line(SERVING, 15, "budget: 0 USD/month"), "15:9: budget: must not be zero"),
     ("run-month", with_line(TRAINING, 13, "budget: 9000 USD/month"), "a training run ends: its budget is one amount"),
     ("currency", with_line(SERVING, 14, "price: 2 EUR/h"), "14:8: price: unknown currency EUR"),
+    ("future-purchase", SERVING + "alternatives: {own: {purchase: 1 USD, lifetime: 1 year, electricity: 0.1 USD/kWh, "
+     "date: 2027-01}}\n", "17:16: alternatives.own: the price of alternatives.own is dated after 2026-11-27"),
+    ("experiments", SERVING + "costs: {experiments: 10 %}\n", "17:22: costs.experiments: belongs to a training run"),
+    ("too-much", with_line(SERVING, 15, "budget: 1e300 USD/month"), "15:9: budget: too large"),
+    ("long-life", LIFE + "lifecycle: {duration: 100000 months}\n", "lifecycle: duration: too long"),
+    ("explodes", life("{growth: 1000 %}"), "grow beyond a million times"),
+    ("explodes-monthly", life("{monthly: [1e9]}"), "grow beyond a million times"),
     ("as-of", SERVING + "as_of: yesterday\n", "17:8: as_of: expected a date"),
     ("route", SERVING + "compare_with: {model: Qwen3-32B, quality_note: x, training: {method: pretrain, tokens: 1T, "
      "sequence_length: 4096, global_batch: 8}}\n", "this scenario trains nothing to compare with"),
@@ -96,6 +105,24 @@ def test_strict_prices(price: str, message: str, tmp_path: Path) -> None:
     assert result.exit_code == (2 if message else 0)
     assert message in result.stderr
     assert run("check", path, "--set", "strict_prices=true").exit_code == result.exit_code
+
+
+def test_strict_prices_compare_with_fresh_prices_only(tmp_path: Path) -> None:
+    """On the shipped catalogue: hosted offers of 2026-11-12 stay, the same named a year later are refused."""
+    path = tmp_path / "s.yaml"
+    quote = "price: {per_gpu_hour: 2 USD/h, date: 2027-10-01}"
+    path.write_text(with_line(SERVING, 14, quote) + "as_of: 2027-11-01\n")
+    market = load(path).market
+    assert market.offers
+    assert market.api_offers
+    strict = load(path, ["strict_prices=true"]).market
+    assert strict.offers == strict.api_offers == ()
+    assert "past 90 days" in strict.why_no_api
+    named = f"alternatives={{api: [{market.api_offers[0].name}]}}"
+    assert run("check", path, "--set", named).exit_code == 0
+    result = run("check", path, "--strict-prices", "--set", named)
+    assert result.exit_code == 2
+    assert "alternatives.api[0]: strict prices: the price of" in result.stderr
 
 
 def test_age_is_counted_from_the_day_the_scenario_states(tmp_path: Path) -> None:

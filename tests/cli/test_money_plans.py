@@ -19,18 +19,19 @@ OWN = (
 )
 COSTS = (
     "costs={people: 1000.01 USD/month, operations: 33.33 USD/month, storage_price: 0.023 USD/GB/month,"
-    " egress_price: 0.09 USD/GB, tax: 19 %, experiments: 33 %}"
+    " egress_price: 0.09 USD/GB, tax: 19 %}"
 )
+TRIED = "costs.experiments=33 %"
 CASES = [
     ("quickstart.yaml", ()),
     ("quickstart.yaml", (f"price={OWN}", COSTS)),
     ("quickstart.yaml", ("price={offer: aws/p5en.48xlarge/us-east-1, commitment: {term: 1 year}}", COSTS)),
-    ("own-moe-60k.yaml", (COSTS,)),
-    ("own-moe-60k.yaml", (f"price={OWN}", COSTS)),
-    ("lifecycle-finetune-serve.yaml", (COSTS, "lifecycle.demand={growth: 10 %, seasonality: 30 %}")),
+    ("own-moe-60k.yaml", (COSTS, TRIED)),
+    ("own-moe-60k.yaml", (f"price={OWN}", COSTS, TRIED)),
+    ("lifecycle-finetune-serve.yaml", (COSTS, TRIED, "lifecycle.demand={growth: 10 %, seasonality: 30 %}")),
     ("lifecycle-finetune-serve.yaml", (
         "price={offer: nebius/gpu-h200-sxm_1gpu-16vcpu-200gb/eu-north1, commitment: {term: 3 years, discount: 40 %}}",
-        "lifecycle.demand={monthly: [0.1, 1, 5]}", COSTS,
+        "lifecycle.demand={monthly: [0.1, 1, 5]}", COSTS, TRIED,
     )),
 ]  # fmt: skip
 
@@ -59,15 +60,17 @@ def test_every_breakdown_adds_up_to_the_cent(name: str, overrides: tuple[str, ..
     assert 0.0 <= budget["probability_frac"] <= 1.0
     if budget["change"] is not None:
         assert budget["change"]["usd"] <= budget["limit_usd"]
+    chosen = [option for option in (found["alternatives"] or {"options": []})["options"] if option["chosen"]]
+    assert [option["usd_per_month"] for option in chosen] == [cost["usd_per_month"]][: len(chosen)]
 
 
 def test_a_lifecycle_is_the_sum_of_its_months_and_its_run() -> None:
     found = plan("lifecycle-finetune-serve.yaml", ("lifecycle.demand={growth: 15 %}",))
     life = found["lifecycle"]
-    months = sum(month["usd"] for month in life["schedule"])
-    assert life["serving_usd"]["value"] == pytest.approx(months)
-    assert life["total_usd"]["value"] == pytest.approx(months + life["training_usd"]["value"])
-    assert found["cost"]["total_usd"]["value"] == pytest.approx(life["total_usd"]["value"], abs=0.1)
+    months = sum(Decimal(repr(month["usd"])) for month in life["schedule"])
+    assert Decimal(repr(life["serving_usd"]["value"])) == months
+    assert Decimal(repr(life["total_usd"]["value"])) == months + Decimal(repr(life["training_usd"]["value"]))
+    assert found["cost"]["total_usd"] == life["total_usd"]
     assert sum(life["shares"].values()) == pytest.approx(1.0)
     replicas = [month["replicas"] for month in life["schedule"]]
     assert replicas == sorted(replicas)
@@ -75,6 +78,28 @@ def test_a_lifecycle_is_the_sum_of_its_months_and_its_run() -> None:
     assert list(life["scale_at"].values()) == sorted(set(replicas))
     for month in life["schedule"]:
         assert month["requests_per_s"] <= month["replicas"] * life["requests_per_s_per_replica"] * (1 + 1e-9)
+
+
+def test_a_demand_that_doubles_every_month_and_a_monthly_limit() -> None:
+    """The dearest month is held against the limit, with the interval of the capacity; the cheapest change too."""
+    demand = "lifecycle={duration: 6 months, demand: {growth: 100 %}}"
+    assert plan("lifecycle-finetune-serve.yaml", (demand,))["budget"]["buys"]["months"] >= 1
+    found = plan("lifecycle-finetune-serve.yaml", (demand, "budget=45000 USD/month"))
+    dearest = max(month["usd"] for month in found["lifecycle"]["schedule"])
+    used = found["budget"]["used_usd"]
+    assert used["value"] == dearest
+    assert used["low"] < used["high"]
+    assert found["budget"]["change"]["usd"] < dearest
+
+
+def test_people_are_paid_beside_an_api_too() -> None:
+    """They move no break-even between one's own way and an API."""
+    cheap = ("price=0.2 USD/h", "budget=9000000 USD")
+    month = plan("lifecycle-finetune-serve.yaml", cheap)["alternatives"]["break_even_month"]
+    assert month is not None
+    peopled = plan("lifecycle-finetune-serve.yaml", (*cheap, "costs.people=50000 USD/month"))
+    # the training run alone has people of its own: a few hours of them
+    assert peopled["alternatives"]["break_even_month"] - month in (0, 1)
 
 
 def test_energy_is_billed_once_and_where_it_is_used() -> None:
