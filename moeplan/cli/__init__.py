@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -51,6 +52,14 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. That the reader (head, less) goes away is no error; click would end with 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has no reader either
+            return 0
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run click; turn the package's errors into a message and an exit code (2: input, 1: our bug)."""
         kwargs["standalone_mode"] = False
@@ -65,10 +74,6 @@ class _LazyGroup(click.Group):
         except click.Abort:
             click.echo("aborted", err=True)
             sys.exit(130)
-        except BrokenPipeError:
-            # the reader (head, less) went away: not an error of ours
-            sys.stderr.close()
-            sys.exit(0)
         except OSError as error:
             # files are read and written where their own errors are told; what is left is mostly a full output
             click.echo(f"{error.filename or 'standard output'}: {error.strerror or error}", err=True)

@@ -19,6 +19,10 @@ class Console(rich_console.Console):
             else:
                 yield Segment(_inert(segment.text), segment.style)
 
+    def on_broken_pipe(self) -> None:
+        """Left to the command line; rich would end the process with 1."""
+        raise BrokenPipeError
+
 
 def _inert(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
