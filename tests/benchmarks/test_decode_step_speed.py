@@ -8,9 +8,9 @@ from numba import njit
 from step_cases import BF16, engine, hardware
 
 from moeplan.files.model_catalog import load_model
-from moeplan.kernels.engine_iteration import wall_time_s
-from moeplan.kernels.engine_state import interpolate, interpolate2
-from moeplan.simulate.serving import kernel_table
+from moeplan.kernels.engine_grids import interpolate, interpolate2
+from moeplan.kernels.engine_iteration import host_time_s
+from moeplan.simulate.pool import kernel_table
 from moeplan.spec.layout import ServingLayout
 from moeplan.spec.routing import RoutingAssumption
 from moeplan.steps.compiled import compile_step_table, step_parts_s
@@ -31,7 +31,7 @@ def decode_steps(table, batch, context, out):
             table.decode_batch_grid, table.decode_context_grid, table.decode_attention_time_s, batch[i], context[i]
         )
         gpu_s += interpolate(table.head_rows_grid, table.head_time_s, batch[i])
-        out[i] = wall_time_s(table, gpu_s, batch[i], batch[i])
+        out[i] = max(gpu_s, host_time_s(table, batch[i], batch[i])) + table.step_overhead_s
 
 
 def test_decode_step_of_61_layers(benchmark):

@@ -75,8 +75,8 @@ def test_kernel_against_plain_twin(twin_class):
     twin = twin_class(TABLE, limits, 1, cut).run()
     twin_s = time.process_time() - start_s
     pool = ReplicaPool(TABLE, limits, cut, 1)
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     pool.advance(np.inf)
-    kernel_s = time.perf_counter() - start_s
+    kernel_s = time.process_time() - start_s
     np.testing.assert_allclose(pool.requests["finish_s"], [r.finish_s for r in twin.requests])
     assert twin_s / kernel_s > 100
