@@ -205,15 +205,15 @@ def _class_metrics(log: EventLog, keep: Flags, met: Flags, goodput_requests_per_
 def _measured_span(log: EventLog, keep: Flags) -> tuple[float, float, Flags]:
     """Start and stop of the measurement [s] and the completions that count for rates.
 
-    Open arrivals: everything that completes between the first counted and the last arrival of its own, because the
-    drain afterwards, the last conversations included, is not the load asked for. Where what had arrived by then takes
-    long to drain (a burst, overload) and in a closed loop: the counted requests, from the first one's arrival to the
-    last one's end, as serving benchmarks do.
+    Everything that completes from the arrival of the first counted request on, what had come before it included. Open
+    arrivals: until the last arrival of its own, because the drain afterwards, the last conversations included, is not
+    the load asked for. Where what had arrived by then takes long to drain (a burst, overload) and in a closed loop:
+    until the last counted request ends, as in serving benchmarks.
     """
     start_s, last_s = float(log.arrival_s[keep].min()), log.last_own_s
-    if log.n_users == 0 and _backlog_s(log) < 0.5 * (last_s - start_s):
-        return start_s, last_s, log.completed & (log.finish_s > start_s) & (log.finish_s <= last_s)
-    return start_s, float(np.nanmax(log.finish_s[keep])), log.completed & keep
+    drained = log.n_users == 0 and _backlog_s(log) < 0.5 * (last_s - start_s)
+    stop_s = last_s if drained else float(np.nanmax(log.finish_s[keep]))
+    return start_s, stop_s, log.completed & (log.finish_s > start_s) & (log.finish_s <= stop_s)
 
 
 def _backlog_s(log: EventLog) -> float:
@@ -235,7 +235,7 @@ def serving_metrics(
     met = slo_met(log, slo or NO_SLO, classes)
 
     def per_s(amount: float) -> float:
-        return float(amount) / (stop_s - start_s) if stop_s > start_s else float("nan")
+        return float(amount) / (stop_s - start_s) if stop_s > start_s else 0.0  # nothing can complete in no time
 
     whole_s = float(np.nanmax(log.finish_s)) - float(log.arrival_s[0])
     n_iterations = int(log.replica_iterations.sum())

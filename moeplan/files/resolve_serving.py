@@ -129,7 +129,11 @@ def _check_host(rs: Resolving, engine: Engine, model: ModelArchitecture, hardwar
     if engine.expert_offload_on == "gpu":
         shares["expert_offload"] = engine.expert_offload_frac
     elif engine.expert_offload_frac > 0.0 and hardware.host.memory_bytes_per_s is None:
-        rs.problem((*loc, "expert_offload_on"), f"{hardware.slug} states no bandwidth of the host's memory")
+        what = f"{hardware.slug} states no bandwidth of the host's memory"
+        hint = (
+            "expert_offload_on: gpu, a workstation or DGX profile, or one of your own with node.host_memory_bandwidth"
+        )
+        rs.problem((*loc, "expert_offload_on"), what, hint=hint)
     if hardware.host.pcie is None and not hardware.device.unified_memory:
         for key, value in {**used, **shares}.items():
             if value > 0.0:

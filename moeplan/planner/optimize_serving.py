@@ -210,7 +210,7 @@ def _assessed(
             known[key],
             s.engine,
             tokens=t,
-            batch=batch(demand.context_low_tokens),
+            batch=batch(demand.held_low_tokens),
             usual_batch=batch(demand.context_tokens),
             lanes=r * layout.dp * layout.pp,
             in_step=layout.dp * layout.pp,

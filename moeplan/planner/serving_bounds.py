@@ -42,6 +42,7 @@ class Demand:
     decode_tokens_at: float
     context_tokens: float  # mean of the tokens' contexts
     context_low_tokens: float
+    held_low_tokens: float  # of the KV cache by the smallest request alone; zero where requests may share blocks
     context_high_tokens: float
     horizon_s: float | None  # time in which a run that meets its targets ends
     output_tokens_total: float
@@ -80,6 +81,7 @@ def demand_of(serving: Serving, seed: int) -> Demand:
         decode_tokens_at=float(np.percentile(decode, slo.percentile, method="lower")),
         context_tokens=float(np.average(prompt + answer / 2.0, weights=weight)),
         context_low_tokens=float(prompt.min()),
+        held_low_tokens=0.0 if shares_text else float(prompt.min()),
         context_high_tokens=float((prompt + answer).max()),
         horizon_s=span_s + slack_s if open_loop and slack_s is not None else None,
         output_tokens_total=float(answer.sum()),

@@ -52,9 +52,9 @@ def serving_result(
         input_tokens_per_s=rate(lambda m: m.input_tokens_per_s),
         output_tokens_per_s=rate(lambda m: m.output_tokens_per_s),
         output_tokens_per_s_per_gpu=rate(lambda m: m.output_tokens_per_s / gpus),
-        ttft_s=_percentiles("ttft", [m.ttft for m in found], error, tier),
-        tpot_s=_percentiles("tpot", [m.tpot for m in found], error, tier),
-        e2e_s=_percentiles("e2e", [m.e2e for m in found], error, tier),
+        ttft_s=interval_percentiles("ttft", [m.ttft for m in found], error, tier),
+        tpot_s=interval_percentiles("tpot", [m.tpot for m in found], error, tier),
+        e2e_s=interval_percentiles("e2e", [m.e2e for m in found], error, tier),
         utilization_frac=hull(*(min(1.0, m.utilization_frac) for m in found)),
         capacity_requests_per_s=rate_interval(known, error, tier, flat_out=True)
         if known and len(known) == len(capacities)
@@ -63,7 +63,7 @@ def serving_result(
         n_requests_rejected=mid.outcomes.rejected,
         slo_met_frac=_hull_of([m.slo_met_frac for m in found]),
         saturated=mid.saturated,
-        itl_s=_percentiles("itl", [m.itl for m in found], error, tier),
+        itl_s=interval_percentiles("itl", [m.itl for m in found], error, tier),
         goodput_requests_per_s=_hull_of([m.goodput_requests_per_s for m in found]),
         outcomes=_outcomes(mid.outcomes),
         reasons=mid.reasons,
@@ -130,21 +130,25 @@ def rate_interval(rates: list[float], error: ModelError, tier: Tier, *, flat_out
 def latency_interval(name: str, values: list[float], standard_error: float, error: ModelError, tier: Tier) -> Q:
     """Hull of the simulated ends, the sampling error of the simulation, and at least how wrong TTFT is as such."""
     q = hull(*values)
-    if math.isfinite(standard_error):
+    if math.isfinite(standard_error) and q.low > 0.0:
         noise = 1.645 * standard_error  # 90 % of a normal
-        q = Q(q.value, max(0.0, q.low - noise), q.high + noise)
+        # Below by the factor that the same error is above, to first order: no latency is zero.
+        q = Q(q.value, q.low / (1.0 + noise / q.low), q.high + noise)
     return at_least(q, error.of("ttft", tier)) if name == "ttft" else q
 
 
-def _percentiles(name: str, rows: list[metrics.Latency], error: ModelError, tier: Tier) -> Percentiles | None:
+def interval_percentiles(name: str, rows: list[metrics.Latency], error: ModelError, tier: Tier) -> Percentiles | None:
     if any(row.n == 0 for row in rows):
         return None
-    return Percentiles(
-        *(
-            latency_interval(name, [getattr(row, stat) for row in rows], rows[0].standard_error[stat], error, tier)
-            for stat in metrics.STATISTICS
-        )
+    mean, *percentiles = (
+        latency_interval(name, [getattr(row, stat) for row in rows], rows[0].standard_error[stat], error, tier)
+        for stat in metrics.STATISTICS
     )
+    # Each has a sampling error of its own. No interval becomes narrower by keeping their ends in order.
+    lows = np.minimum.accumulate([q.low for q in reversed(percentiles)])[::-1]
+    highs = np.maximum.accumulate([q.high for q in percentiles])
+    ordered = (Q(q.value, float(low), float(high)) for q, low, high in zip(percentiles, lows, highs, strict=True))
+    return Percentiles(mean, *ordered)
 
 
 def _hull_of(values: Sequence[float | None]) -> Q | None:
@@ -159,9 +163,9 @@ def _outcomes(counts: metrics.OutcomeCounts) -> Outcomes:
 def _class_result(rows: list[metrics.ClassMetrics], error: ModelError, tier: Tier) -> ClassResult:
     return ClassResult(
         outcomes=_outcomes(rows[0].outcomes),
-        ttft_s=_percentiles("ttft", [row.ttft for row in rows], error, tier),
-        tpot_s=_percentiles("tpot", [row.tpot for row in rows], error, tier),
-        e2e_s=_percentiles("e2e", [row.e2e for row in rows], error, tier),
+        ttft_s=interval_percentiles("ttft", [row.ttft for row in rows], error, tier),
+        tpot_s=interval_percentiles("tpot", [row.tpot for row in rows], error, tier),
+        e2e_s=interval_percentiles("e2e", [row.e2e for row in rows], error, tier),
         goodput_requests_per_s=_hull_of([row.goodput_requests_per_s for row in rows]),
         slo_met_frac=_hull_of([row.slo_met_frac for row in rows]),
     )

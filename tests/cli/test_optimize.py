@@ -80,6 +80,16 @@ def test_drafts_are_within_the_bounds(serving: Path) -> None:
     _as_good_as_everything(serving, [*SPACE, *few, *drafts], "12 req/s", "12 ms", "cost")
 
 
+def test_shared_prefixes_are_within_the_bounds(serving: Path) -> None:
+    """Requests that share the blocks of a long prompt are more at once than the KV cache holds whole ones."""
+    few = ["optimize.hardware=[h100-sxm]", "optimize.precision=[native]", "optimize.max_num_batched_tokens=[8192]",
+           "optimize.max_num_seqs=[128]", "optimize.pp=[1]", "optimize.tp=[1]", "optimize.dp=[1]"]  # fmt: skip
+    shared = ["serving.engine.memory_utilization=0.76", "serving.traffic.conversation.shared_prefix=6000",
+              "serving.traffic.conversation.turns=1", "serving.traffic.requests=1000",
+              "serving.slo.ttft=30 s"]  # fmt: skip
+    _as_good_as_everything(serving, [*SPACE, *few, *shared], "4 req/s", "100 ms", "throughput_per_dollar")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "tpot", "by"),

@@ -117,3 +117,20 @@ def test_thinning_keeps_the_last(n, most):
     at = metrics.thinned(n, most)
     assert at.size == min(n, most)
     assert at[-1] == n - 1 or most == 1
+
+
+@pytest.mark.parametrize(
+    "traffic", [closed_loop(400, 1200), poisson(1e4, 4000), closed_loop(3000, 4000)], ids=["users", "flood", "one each"]
+)
+def test_a_standing_queue_is_served_at_one_rate_whatever_the_warm_up(traffic):
+    """What was sent during the warm-up and ends after it took its time, and is served too."""
+    log = run(traffic)
+    whole = metrics.serving_metrics(log).requests_per_s
+    for warmup in (traffic.arrivals.n_requests // 10, traffic.arrivals.n_requests // 2):
+        assert metrics.serving_metrics(log, warmup).requests_per_s == pytest.approx(whole, rel=0.15)
+
+
+def test_no_time_no_rate():
+    log = run(closed_loop(3, 6, n_in=10**6))  # nobody is let in
+    log = replace(log, finish_s=log.arrival_s)
+    assert metrics.serving_metrics(log).requests_per_s == 0.0
