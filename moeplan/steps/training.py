@@ -150,9 +150,7 @@ class TrainingCosts:
         if blocks.work.offload_activations_frac > 0.0:
             self._offload(found, blocks, stage)
         if not blocks.work.cuda_graphs:
-            busy_s = found.total_s - 2 * found.forward.get("host", 0.0)  # nothing is launched while the host waits
-            idle_s = max(0.0, _launch_s(blocks, counted) - busy_s)
-            found.add("host", idle_s / 2, idle_s / 2)
+            _wait_for_launches(found, _launch_s(blocks, counted), trained=blocks.work.adapter is None)
         return found
 
     def _offload(self, found: Pass, blocks: TrainingBlocks, stage: Stage) -> None:
@@ -214,6 +212,22 @@ def _pipeline_parts(blocks: TrainingBlocks, passes: list[Pass], n_micro: int, bu
         for send_s in (float(blocks.ops.send_s(n_bytes, same_domain=same)), 0.0)
     )
     return {"bubble": max(0.0, together - busy_s), "pipeline_send": max(0.0, apart - max(together, busy_s))}
+
+
+def _wait_for_launches(found: Pass, launch_s: float, *, trained: bool) -> None:
+    """What a stage waits for its host, whose launches are spread evenly over the passes (weight gradients are one).
+
+    The wait falls to the passes whose computation is shorter than their launches, so that a stage that only waits has
+    the passes of its host, however fast its GPU.
+    """
+    sync_s = found.forward.get("host", 0.0)  # nothing is launched while the host waits; as much again backward
+    busy_s = [found.forward_s - sync_s, found.input_gradient_s - sync_s, found.weight_gradient][: 3 if trained else 2]
+    idle_s = max(0.0, launch_s - sum(busy_s))
+    short_s = [max(0.0, launch_s / len(busy_s) - busy) for busy in busy_s]
+    share = idle_s / sum(short_s) if idle_s else 0.0
+    forward_s, *backward_s = (share * short for short in short_s)
+    found.add("host", forward_s, sum(backward_s))
+    found.weight_gradient += backward_s[-1] if trained else 0.0
 
 
 def _launch_s(blocks: TrainingBlocks, counted: tuple[tuple[Layer, int], ...]) -> float:

@@ -208,6 +208,16 @@ def test_the_host_bounds_small_steps_only():
         assert eager.step_time_s - graphs.step_time_s == pytest.approx(eager.breakdown["host"])
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "zero_bubble", "dualpipe"])
+@pytest.mark.parametrize("tokens", [128, 1024, 4096])
+def test_a_faster_gpu_never_lengthens_a_pipeline_that_waits_for_its_host(schedule, tokens):
+    """A wait moved from a weight gradient to a pass that others wait for would lengthen the bubble."""
+    layout, job = TrainingLayout(pp=4, dp=1, schedule=schedule), work(sequence_tokens=tokens)
+    slow, fast = (training_step(model(), h, layout, job, UNIFORM) for h in (H100, faster(H100, 2.0)))
+    assert slow.breakdown["host"] > 0.0 or tokens > 128
+    assert fast.step_time_s <= slow.step_time_s * (1.0 + 1e-9)
+
+
 def test_the_host_waits_for_every_router_of_an_exchange():
     layout = TrainingLayout(dp=8, ep=8)
     job = work(micro_batch_sequences=8)
