@@ -104,6 +104,11 @@ class MoeMlp:
     topk_group: int = 1
     n_zero_experts: int = 0  # identity experts (LongCat): selected at no cost
 
+    @property
+    def biased_experts(self) -> bool:
+        """Whether an expert holds more than its matrices."""
+        return self.n_params_per_expert > self.n_matrices * self.expert_hidden_size * self.expert_intermediate_size
+
 
 Mixer: TypeAlias = SoftmaxAttention | LatentAttention | LinearAttention | StateSpace
 FeedForward: TypeAlias = DenseMlp | MoeMlp

@@ -64,6 +64,11 @@ FUSED: Mapping[str, Passes] = {
     "plain": Passes(4, 20 / 3),
     "loss": Passes(14, 6),
 }
+# Each expert's output bias times its tokens' probabilities, added expert by expert: no grouped kernel does it, in
+# Megatron-Core (TEGroupedMLP._apply_bias, read 2026-11) it is a product in fp32 (writes 4), a sum (6, 4), a
+# concatenation (4, 4) and a cast (4, 2); backward two casts and a concatenation (6, 6, 4), gradients of the
+# probabilities (4, 4, 4) and of the bias (4, 4, 4).
+EXPERT_BIAS = Passes(28, 40)
 # Scores written by the first product, read and written by the softmax, read by the second product; as much twice over
 # for the gradient (the kernels that FlashAttention, arXiv:2205.14135, replaced).
 SCORES = Passes(8, 16)
@@ -205,7 +210,9 @@ class TrainingBlocks:
 
     def _elementwise_s(self, kind: str, n_values: float) -> tuple[float, float]:
         """Forward and backward time of elementwise work on ``n_values``."""
-        passes = (FUSED if self.work.fused_kernels else PLAIN)[kind]
+        return self._moved_s((FUSED if self.work.fused_kernels else PLAIN)[kind], n_values)
+
+    def _moved_s(self, passes: Passes, n_values: float) -> tuple[float, float]:
         forward, backward = (float(self.ops.elementwise_s(n_values * n)) for n in (passes.forward, passes.backward))
         return forward, backward
 
@@ -338,8 +345,7 @@ class TrainingBlocks:
         if self.work.flash_attention:
             return 0.0, 0.0
         n_scores = self.tokens * self.work.sequence_tokens * split(block.n_heads, self.layout.tp)
-        forward, backward = (float(self.ops.elementwise_s(n_scores * n)) for n in (SCORES.forward, SCORES.backward))
-        return forward, backward
+        return self._moved_s(SCORES, n_scores)
 
     def _context_parallel(self, found: Pass, block: SoftmaxAttention | LatentAttention, core_s: float) -> None:
         """Ring attention (arXiv:2310.01889): keys and values visit every rank while the previous block is computed."""
@@ -392,6 +398,8 @@ class TrainingBlocks:
         self._gemms(each, "experts", projections, adapted=self._ffn_adapted, tokens=assignments / distinct)
         found.merge(each, distinct)
         self._activation(found, width, block.n_matrices, assignments)
+        if block.biased_experts:
+            found.add("elementwise", *self._moved_s(EXPERT_BIAS, assignments * hidden))
         copied = 2.0 * float(self.ops.elementwise_s(assignments * hidden * 2 * ACTIVATION_BYTES))
         found.add("permutation", copied, copied)
 
