@@ -3,7 +3,7 @@
 Mondrian split-conformal in the log domain (Vovk et al., Algorithmic Learning in a Random World, ch. 4; Lei et al., JASA
 113, 2018): runs are classed by the tier of the cost parameters behind them, by how their load comes and by engine (a
 training run by whether it pretrains), and each class has its own interval of ln(measured / predicted). Runs of one
-group (model, hardware, engine; for memory, family of models) err together, so a group weighs as the square root of its
+group (model, hardware, engine; training: family, hardware) err together, so a group weighs as the square root of its
 rows: a new run may belong to a well measured group or to one nobody measured. For the latter the quantiles of the
 measured groups are too tight; they are stretched until intervals learnt without a group cover nine in ten of the
 left-out runs (`cross_coverage`).
@@ -41,18 +41,24 @@ class Evidence:
         return tuple(dict.fromkeys((situation(regime, engine if self.by_engine else ANY), situation(regime, ANY))))
 
 
+def _kin(group: str) -> str:
+    """Family and hardware of a group of training runs: frameworks share libraries, sizes of a family share shapes."""
+    model, hardware, _ = group.split(", ", 2)
+    return f"{family_of(model)}, {hardware}"
+
+
 EVIDENCE: Mapping[str, Evidence] = {
     "step": Evidence({"tpot": 1.0}, by_regime=True, by_engine=True),
     "ttft": Evidence({"ttft": 1.0}, by_regime=True, by_engine=True),
     "throughput": Evidence({"output_throughput": 1.0}, by_engine=True),
-    "training_step": Evidence({"step_time": 1.0, "tokens_per_s": -1.0}, by_regime=True),
-    "training_memory": Evidence({"memory": 1.0}, timeless=True, alike=family_of),
+    "training_step": Evidence({"step_time": 1.0, "tokens_per_s": -1.0}, by_regime=True, alike=_kin),
+    "training_memory": Evidence({"memory": 1.0}, timeless=True, alike=_kin),
 }
 # Sources whose times no other run of the same setting resembles; judged like all others, but nothing is learnt there.
 ANOMALOUS_SOURCES: Mapping[str, str] = {
     "experimental/token_position": "four to ten times slower than every other run of that engine and hardware",
 }
-LEAST_RUNS, LEAST_GROUPS = 20, 4  # fewer say too little about the tails
+LEAST_RUNS, LEAST_GROUPS = 20, 6  # fewer say too little about the tails
 COVERAGE = 0.90
 _STRETCHES = np.arange(1.0, 2.501, 0.02)
 

@@ -36,7 +36,7 @@ def gathered(
 
 def test_time_and_rate_say_the_same_with_opposite_sign() -> None:
     slow, rate = (
-        gather(training_results([error], of), ["g"], "training_step", Tier.FITTED)["pretrain/any"]
+        gather(training_results([error], of), ["m, h, f"], "training_step", Tier.FITTED)["pretrain/any"]
         for error, of in ((0.2, "step_time"), (-0.2, "tokens_per_s"))
     )
     assert slow.log_error == pytest.approx(rate.log_error)
@@ -50,13 +50,19 @@ def test_bursts_teach_nothing_about_steady_steps() -> None:
 def test_untuned_runs_teach_memory_but_no_times() -> None:
     for metric, of, taught in (("training_step", "step_time", 0), ("training_memory", "memory", 30)):
         runs = [replace(result, representative=False) for result in training_results([0.2] * 30, of)]
-        assert sum(e.log_error.size for e in gather(runs, ["g"] * 30, metric, Tier.FITTED).values()) == taught
+        assert sum(e.log_error.size for e in gather(runs, ["m, h, f"] * 30, metric, Tier.FITTED).values()) == taught
 
 
-def test_memory_errs_alike_over_hardware_and_within_a_family() -> None:
-    groups = ["Llama-3.1-8B, h100-sxm, a", "Llama-3.1-70B, gb200-nvl72, b", "Qwen3-30B-A3B, h100-sxm, a"]
-    errors = gather(training_results([0.1] * 3, "memory"), groups, "training_memory", Tier.FITTED)["any/any"]
-    assert errors.group.tolist() == ["Llama", "Llama", "Qwen"]
+def test_training_errs_alike_within_a_family_on_a_device() -> None:
+    groups = [
+        "Llama-3.1-8B, h100-sxm, a",
+        "Llama-3.1-70B, h100-sxm, b, c",
+        "Llama-2-7B, h200-sxm, a",
+        "Qwen3-8B, h100-sxm, a",
+    ]
+    for metric, of, key in (("training_memory", "memory", "any/any"), ("training_step", "step_time", "pretrain/any")):
+        errors = gather(training_results([0.1] * 4, of), groups, metric, Tier.FITTED)[key]
+        assert errors.group.tolist() == ["Llama, h100-sxm", "Llama, h100-sxm", "Llama, h200-sxm", "Qwen, h100-sxm"]
 
 
 def test_a_group_weighs_as_the_square_root_of_its_rows() -> None:
