@@ -118,13 +118,15 @@ def simulate_routing(
     elif n_steps is None:
         n_steps = int(np.clip(affordable // (per_layer * len(layers)), FEWEST_STEPS, MOST_STEPS))
     apart = _steps_apart(routing, n_steps)
-    states = [_Layer(step, routing, layer, apart, by_counts) for layer in layers]
+    links = _Links(step)
+    states = [_Layer(step, routing, layer, apart, by_counts, links) for layer in layers]
     advance: Callable[[_Layer, int], _Outcome] = _Layer.by_counts if by_counts else _Layer.by_tokens
     outcomes = []
     with ThreadPoolExecutor(min(len(states), os.cpu_count() or 1)) as pool:
         for number in range(n_steps):
             outcomes.append(list(pool.map(advance, states, [number] * len(states))))
-    return _summary(step, routing, "counts" if by_counts else "tokens", layers, outcomes)
+    traffic = sum((state.traffic for state in states), np.zeros(1)) / (n_steps * len(states))
+    return _summary(step, routing, "counts" if by_counts else "tokens", layers, outcomes, traffic)
 
 
 def _steps_apart(routing: RoutingAssumption, n_steps: int) -> int:
@@ -154,17 +156,38 @@ class _Outcome:
     counts: Ints  # (n_experts,) selections
     slot_counts: Ints  # (n_ranks, slots)
     distinct: Ints  # (n_ranks,) experts touched
-    traffic: Array  # (n_ranks, n_ranks)
-    node_traffic: Array  # (n_ranks, n_nodes)
+    sent_inside: Array  # (n_ranks,) copies that a GPU sends over its node's links, those it forwards included
+    sent_outside: Array  # (n_ranks,) copies that it sends to other nodes
     sums: Array  # as the kernel's
+
+
+class _Links:
+    """Which of a step's copies take which links: to another node once, to the GPU of the sender's own index there,
+    which forwards it to the others.
+    """
+
+    def __init__(self, step: RoutingStep) -> None:
+        rank = np.arange(step.n_ranks)
+        node, local = rank * step.n_nodes // step.n_ranks, rank % max(step.n_ranks // step.n_nodes, 1)
+        away = node[:, None] != node[None, :]
+        self._inside = np.where(away, local[:, None] != local[None, :], rank[:, None] != rank[None, :])
+        self._outside = node[:, None] != np.arange(step.n_nodes)[None, :]
+
+    def sent(self, traffic: Ints, node_traffic: Ints) -> tuple[Array, Array]:
+        """Copies sent inside and outside by each GPU, of ``traffic`` (n_ranks, n_ranks) and (n_ranks, n_nodes)."""
+        inside = traffic.sum(axis=1, where=self._inside)
+        return inside.astype(float), node_traffic.sum(axis=1, where=self._outside).astype(float)
 
 
 class _Layer:
     """One MoE layer over the steps: its popularity drifts, its balance acts, its experts move."""
 
-    def __init__(self, step: RoutingStep, routing: RoutingAssumption, layer: int, apart: int, by_counts: bool) -> None:
+    def __init__(
+        self, step: RoutingStep, routing: RoutingAssumption, layer: int, apart: int, by_counts: bool, links: _Links
+    ) -> None:
         self.step, self.routing, self.layer, self.block = step, routing, layer, step.blocks[layer]
         self.apart = apart  # steps from one that is simulated to the next
+        self.links, self.traffic = links, np.zeros((step.n_ranks, step.n_ranks))  # tokens sent so far
         self.selected = by_counts  # whether selection probabilities are needed
         self.course = Course(self.block, routing, layer) if routing.wanders else None
         self.rng = np.random.default_rng((4, routing.seed, layer))
@@ -203,9 +226,10 @@ class _Layer:
             self.block, self.routing, self.choices, self.slots, tokens_per_gpu, n_sources=s.n_ranks, n_nodes=s.n_nodes,
             layer=self.layer, step=number,
         )  # fmt: skip
+        self.traffic += found.traffic * (s.tokens_per_gpu / tokens_per_gpu)
         return _Outcome(
-            found.counts, found.slot_counts, (found.slot_counts > 0).sum(axis=1), found.traffic.astype(float),
-            found.node_traffic.astype(float), found.sums.astype(float),
+            found.counts, found.slot_counts, (found.slot_counts > 0).sum(axis=1),
+            *self.links.sent(found.traffic, found.node_traffic), found.sums.astype(float),
         )  # fmt: skip
 
     def by_counts(self, number: int) -> _Outcome:
@@ -226,7 +250,8 @@ class _Layer:
         self._learn(counts)
         sums = few.sums * scale
         sums[kernel.N_PAIRS], sums[kernel.N_DROPPED] = counts.sum(), 0.0
-        return _Outcome(counts, by_slot, (by_slot > 0).sum(axis=1), few.traffic * scale, few.node_traffic * scale, sums)
+        distinct = (by_slot > 0).sum(axis=1)
+        return _Outcome(counts, by_slot, distinct, few.sent_inside * scale, few.sent_outside * scale, sums)
 
 
 def sample_counts(
@@ -296,7 +321,12 @@ def _spread(values: Array) -> Spread:
 
 
 def _summary(
-    step: RoutingStep, routing: RoutingAssumption, path: str, layers: tuple[int, ...], outcomes: list[list[_Outcome]]
+    step: RoutingStep,
+    routing: RoutingAssumption,
+    path: str,
+    layers: tuple[int, ...],
+    outcomes: list[list[_Outcome]],
+    traffic: Array,
 ) -> RoutingSimulation:
     def over_steps(of_layer: Callable[[_Outcome], float]) -> Array:
         return np.array([np.mean([of_layer(o) for o in row]) for row in outcomes])
@@ -325,7 +355,7 @@ def _summary(
         nodes_per_token=_spread(over_steps(lambda o: o.sums[kernel.N_NODE_COPIES] / n_tokens)),
         intra_node_bytes_per_gpu=_spread(intra),
         inter_node_bytes_per_gpu=_spread(inter),
-        traffic_tokens=np.mean([o.traffic for row in outcomes for o in row], axis=0),
+        traffic_tokens=traffic,
         n_redundant_experts=routing.n_redundant_experts,
     )
 
@@ -343,24 +373,14 @@ def _padding(outcome: _Outcome, step: RoutingStep, routing: RoutingAssumption) -
 
 
 def _bytes(step: RoutingStep, layers: tuple[int, ...], outcomes: list[list[_Outcome]]) -> tuple[Array, Array]:
-    """Bytes of dispatch and combine of the busiest sender, inside its node and between nodes, of each step.
-
-    A token crosses to another node once, to the GPU of its own index there, which forwards it to the others.
-    """
-    rank = np.arange(step.n_ranks)
-    node, local = rank * step.n_nodes // step.n_ranks, rank % max(step.n_ranks // step.n_nodes, 1)
-    away = node[:, None] != node[None, :]
-    near = ~away & (rank[:, None] != rank[None, :])
-    forwarded = away & (local[:, None] != local[None, :])
-    other = node[:, None] != np.arange(step.n_nodes)[None, :]
+    """Bytes of dispatch and combine of the busiest sender, inside its node and between nodes, of each step."""
     per_value = step.dispatch_bytes_per_value + step.combine_bytes_per_value
-    scale = len(step.blocks) / len(layers)
-    intra, inter = np.zeros(len(outcomes)), np.zeros(len(outcomes))
-    for i, row in enumerate(outcomes):
-        own, far = np.zeros(step.n_ranks), np.zeros(step.n_ranks)
-        for layer, o in zip(layers, row, strict=True):
-            token_bytes = step.blocks[layer].expert_hidden_size * per_value
-            own += token_bytes * ((o.traffic * near).sum(axis=1) + (o.traffic * forwarded).sum(axis=1))
-            far += token_bytes * (o.node_traffic * other).sum(axis=1)
-        intra[i], inter[i] = own.max() * scale, far.max() * scale
+    token_bytes = [
+        step.blocks[layer].expert_hidden_size * per_value * len(step.blocks) / len(layers) for layer in layers
+    ]
+    sent = [
+        [sum(b * getattr(o, way) for b, o in zip(token_bytes, row, strict=True)) for row in outcomes]
+        for way in ("sent_inside", "sent_outside")
+    ]
+    intra, inter = (np.max(steps, axis=1) for steps in sent)
     return intra, inter
