@@ -178,6 +178,7 @@ class Life:
 
     result: LifecycleResult
     served: Bill
+    invoices: tuple[Bill, ...]  # of its months; ``served`` holds the rest of a commitment as well
     dearest_month: Q
 
 
@@ -222,7 +223,7 @@ def lifecycle(
         other_total_usd=None,
         cheaper_from_month=None,
     )
-    return Life(found, served, _spread([max(usd) for usd in cases]))
+    return Life(found, served, tuple(billed for _, billed in rows), _spread([max(usd) for usd in cases]))
 
 
 def _spread(usd: list[float]) -> Q:

@@ -170,3 +170,15 @@ class AdviceResult:
     own_tokens: float
     laws: tuple[LawAdvice, ...]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finance:
+    """Everything of a plan that is money."""
+
+    cost: CostResult
+    budget: BudgetResult | None
+    energy: EnergyResult | None
+    alternatives: AlternativesResult | None
+    lifecycle: LifecycleResult | None
+    advice: AdviceResult | None
