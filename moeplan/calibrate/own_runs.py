@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moeplan.calibrate import runs
+from moeplan.calibrate.leakage import leakage
 from moeplan.calibrate.model_error import EVIDENCE, LEAST_GROUPS
 from moeplan.calibrate.model_error import LEAST_RUNS as LEAST_PUBLISHED
 from moeplan.calibrate.serving_runs import RowResult
@@ -126,11 +127,17 @@ _METRICS = {"serving": ("step", "ttft", "throughput"), "training": ("training_st
 def own_updates(
     table: RunTable, known: ModelError, spreads: Mapping[str, Spread], say: Callable[[str], None]
 ) -> tuple[list[OwnUpdate], list[str]]:
-    """Updates for every hardware and engine of ``table`` with enough runs, and why others have none."""
+    """Updates for every hardware and engine of ``table`` with enough runs, and why others have none.
+
+    A run that stands there twice counts once: copies would feign certainty.
+    """
     engine = "engine" if table.kind == "serving" else "framework"
     found: list[OwnUpdate] = []
     without: list[str] = []
-    for (hardware, name), part in table.frame.groupby(["hardware", engine], sort=True):
+    repeated = np.array(leakage(table.kind, table.frame.to_dict("records"), ()).repeated, np.bool_)
+    if repeated.any():
+        without.append(f"{repeated.sum()} runs stand in the table twice and count once")
+    for (hardware, name), part in table.frame[~repeated].groupby(["hardware", engine], sort=True):
         error = known
         for metric in _METRICS[table.kind]:
             results = runs.predict(replace(table, frame=part), error, say)

@@ -30,14 +30,22 @@ def monitor(plan: Path, observed: Path, false_alarms: float, as_json: bool) -> i
     from dataclasses import asdict
 
     from moeplan.errors import input_error
+    from moeplan.files.imports.table import model_of
     from moeplan.files.observed import read_observed
     from moeplan.files.plan_json import read_plan
     from moeplan.planner.monitor import monitor as compare
+    from moeplan.planner.monitor import planned_values
 
     promised = read_plan(plan)
     if promised.serving is None:
         raise input_error(plan, "the plan serves nothing: there is no production to compare it with")
-    report = compare(promised, read_observed(observed), false_alarm_frac=false_alarms)
+    seen = read_observed(observed)
+    model, planned = model_of(seen.model), promised.provenance.get("model")
+    if model is not None and model != planned:
+        raise input_error(observed, "telemetry of another model than the plan's", got=model, allowed=str(planned))
+    report = compare(promised, seen, false_alarm_frac=false_alarms)
+    if all(one.state == "unplanned" for one in report.watched):
+        raise input_error(observed, "nothing in it that the plan states", allowed=", ".join(planned_values(promised)))
     if as_json:
         click.echo(json.dumps(asdict(report), indent=1))
     else:

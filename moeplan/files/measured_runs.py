@@ -49,6 +49,7 @@ TRAINING_NUMBERS: tuple[str, ...] = (
     "step_time_s", "tokens_per_s_per_gpu", "tflop_per_s_per_gpu", "mfu_pct", "memory_gb_per_gpu",
 )  # fmt: skip
 _MOST_BYTES = 512 * 2**20
+_MOST_RUNS = 100_000
 _MOST_PROBLEMS = 20
 
 
@@ -68,9 +69,11 @@ def read_runs(path: Path) -> RunTable:
     if path.stat().st_size > _MOST_BYTES:
         raise input_error(path, "too large for a table of runs", allowed=f"at most {_MOST_BYTES // 2**20} MiB")
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8", nrows=_MOST_RUNS + 1)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise input_error(path, "not a readable CSV table", got=str(error)) from error
+    if len(frame) > _MOST_RUNS:
+        raise input_error(path, "too many runs in one table", allowed=f"at most {_MOST_RUNS:,}")
     if "load" in frame.columns and "engine" in frame.columns:
         kind, needed, numbers, known = "serving", SERVING_NEEDED, SERVING_NUMBERS, {*SERVING_TEXT, *SERVING_NUMBERS}
     else:

@@ -14,8 +14,9 @@ from moeplan.errors import InputError, Problem, did_you_mean, input_error
 from moeplan.files import prometheus
 from moeplan.spec.observed import INPUTS, OUTCOMES, Observed
 
-MAX_WINDOWS = 1_000_000
-MAX_TEXT_BYTES = 256 * 2**20
+MAX_WINDOWS = 200_000
+MAX_TEXT_BYTES = 64 * 2**20
+MAX_TABLE_BYTES = 1024 * 2**20
 _CHUNK = 50_000
 _MOST_PROBLEMS = 20
 # CSV column -> (name of the series, factor)
@@ -60,6 +61,7 @@ def _windows(path: Path, samples: prometheus.Samples) -> Observed:
     if not counters:
         allowed = "counters vllm:* or sglang:*, such as vllm:generation_tokens_total"
         raise input_error(path, "no metric of vLLM or SGLang", allowed=allowed)
+    model = _only_model(path, samples)
     times = np.unique(np.concatenate([one.times_s for one in counters.values()]))
     if len(times) == 1:
         steps = {name: one.values[-1:] for name, one in counters.items()}
@@ -80,12 +82,27 @@ def _windows(path: Path, samples: prometheus.Samples) -> Observed:
         "output_tokens": ratio("output_tokens", "requests"),
         **{f"{name}_s": ratio(f"{name}_sum", f"{name}_count") for name in ("ttft", "tpot", "e2e")},
     }
-    return Observed(start, {name: values for name, values in series.items() if np.isfinite(values).any()})
+    told = {name: values for name, values in series.items() if np.isfinite(values).any()}
+    if not told:
+        hint = "scrapes of one server need the same timestamps: use a range query"
+        raise input_error(path, "no window between two scrapes of one server", hint=hint)
+    return Observed(start, told, model)
+
+
+def _only_model(path: Path, samples: prometheus.Samples) -> str:
+    models = prometheus.models(samples)
+    if len(models) > 1:
+        named = ", ".join(repr(name)[1:-1][:80] for name in models[:5])
+        hint = 'select one, such as vllm:prompt_tokens_total{model_name="..."}'
+        raise input_error(path, f"metrics of {len(models)} models together", got=named, hint=hint)
+    return models[0] if models else ""
 
 
 def _read_csv(path: Path) -> Observed:
     """CSV with a column ``time`` (ISO 8601, or seconds) and any of the known columns; others are not read."""
     problems: list[Problem] = []
+    if path.stat().st_size > MAX_TABLE_BYTES:
+        raise input_error(path, "too large", allowed=f"at most {MAX_TABLE_BYTES // 2**20} MiB", hint="longer windows")
     try:
         with pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8", chunksize=_CHUNK) as reader:
             parts = list(_chunks(path, reader, problems))

@@ -47,14 +47,19 @@ class Counter:
     by_label: tuple[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]], ...]
 
     def increments(self, times_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Growth between successive ``times_s``, shape (n - 1,); NaN where a server restarted or was not scraped."""
-        grown = np.zeros(len(times_s) - 1)
+        """Growth between successive ``times_s``, shape (n - 1,); NaN where a server restarted or was not scraped.
+
+        Label sets come and go (replicas, reasons to finish): none adds before its first sample or after its last.
+        """
+        grown, seen = np.zeros(len(times_s) - 1), np.zeros(len(times_s) - 1, np.bool_)
         for seen_s, values in self.by_label:
-            at = np.full(len(times_s), math.nan)
-            at[np.searchsorted(times_s, seen_s)] = values
-            step = np.diff(at)
-            grown += np.where(step < 0.0, math.nan, step)
-        return grown
+            at = np.searchsorted(times_s, seen_s)
+            samples = np.full(at[-1] - at[0] + 1, math.nan)
+            samples[at - at[0]] = values
+            step = np.diff(samples)
+            grown[at[0] : at[-1]] += np.where(step < 0.0, math.nan, step)
+            seen[at[0] : at[-1]] = True
+        return np.where(seen, grown, math.nan)
 
 
 def read_text(path: Path, text: bytes) -> Samples:
@@ -112,6 +117,12 @@ def _series(path: Path, number: int, answer: Any) -> Iterator[tuple[str, str, li
         except (KeyError, TypeError, ValueError):
             raise refuse(f"data.result.{i}.values", "not a list of [time, value]") from None
         yield str(labels["__name__"]), json.dumps(rest, sort_keys=True), pairs
+
+
+def models(samples: Samples) -> list[str]:
+    """Names of the models that the engines' samples are of."""
+    labels = {text for name, seen in samples.items() if name.startswith(("vllm:", "sglang:")) for text in seen}
+    return sorted({str(found) for text in labels if (found := json.loads(text).get("model_name"))})
 
 
 def counters(samples: Samples) -> dict[str, Counter]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from moeplan.planner.cycles import DAY_S, LEAST_CYCLES, without_cycles
 from moeplan.planner.sequential import Array, Change, changes, mean_interval, thinned
 from moeplan.spec.observed import INPUTS, OUTCOMES, Observed
 from moeplan.spec.plan import Plan, Q
@@ -104,7 +105,8 @@ def planned_values(plan: Plan) -> Mapping[str, Q]:
 def _watch(name: str, planned: Q | None, observed: Observed, false_alarm_frac: float) -> Watched:
     series = observed.series[name]
     where = np.flatnonzero(np.isfinite(series) & (series > 0.0))
-    logs, together = thinned(np.log(series[where])) if len(where) else (np.zeros(0), 1)
+    logs = without_cycles(observed.start_s[where], np.log(series[where]))
+    logs, together = thinned(logs) if len(logs) else (logs, 1)
     moved = tuple(_in_windows(one, where, together) for one in changes(logs, false_alarm_frac * together))
     if not len(logs):
         return Watched(name, planned, 0, together, math.nan, math.nan, math.nan, "unplanned", ())
@@ -157,6 +159,8 @@ def _world(one: Watched, start_s: Array) -> list[Finding]:
         return []
     since = float(start_s[one.changes[-1].at]) if one.changes else None
     text = f"{one.name} is {one.now:.4g}, planned {one.planned.value:.4g}"
+    if one.changes and start_s[-1] - start_s[0] < LEAST_CYCLES * DAY_S:
+        text += " (perhaps the time of day: less than three days are seen)"
     return [Finding("the world changed", one.name, since, text, _replan(one))]
 
 

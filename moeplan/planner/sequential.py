@@ -8,6 +8,7 @@ Sinha, Kennedy and Ramdas, Annals of Statistics 52, 2024, theorem 2.2), valid at
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
@@ -67,13 +68,21 @@ def _first_alarm(values: Array, limit: float) -> tuple[int, int] | None:
     """(where the shift began, where it was seen) of the first shift."""
     high = low = 0.0
     high_from = low_from = 0
-    for i, score in enumerate(scores(values)):
+    for i, score in enumerate(_scores_piecewise(values)):
         high, low = max(0.0, high + score - REFERENCE), max(0.0, low - score - REFERENCE)
         high_from, low_from = i + 1 if high == 0.0 else high_from, i + 1 if low == 0.0 else low_from
         if max(high, low) > limit:
             at = high_from if high > low else low_from
             return max(at, 1), i
     return None
+
+
+def _scores_piecewise(values: Array) -> Iterator[float]:
+    """`scores` in growing pieces: whoever stops early has not paid for the rest."""
+    done, size = 0, 512
+    while done < len(values):
+        yield from scores(values[:size])[done:]
+        done, size = size, 4 * size
 
 
 def scores(values: Array) -> Array:

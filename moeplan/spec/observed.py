@@ -20,8 +20,10 @@ class Observed:
     """Windows, oldest first. ``start_s`` counts from 1970 or from any zero; arrays are of shape (n_windows,).
 
     ``series`` holds means by name (`INPUTS` and `OUTCOMES`): tokens per request, seconds, requests and tokens per
-    second, fullest expert over the mean, dollars. NaN where a window does not say.
+    second, fullest expert over the mean, dollars. NaN where a window does not say. ``model`` as the server calls it,
+    "" where nothing says.
     """
 
     start_s: npt.NDArray[np.float64]
     series: Mapping[str, npt.NDArray[np.float64]]
+    model: str = ""

@@ -117,6 +117,16 @@ def test_two_runs_are_too_few(tmp_path: Path) -> None:
     assert not (tmp_path / "own.calibration.yaml").exists()
 
 
+def test_copies_of_a_run_are_one_run(tmp_path: Path) -> None:
+    path = own_runs(tmp_path, 1.3)
+    first = pd.read_csv(path).head(1)
+    pd.concat([first.assign(run_id=f"copy{i}") for i in range(5)]).to_csv(path, index=False)
+    result = run("calibrate", path)
+    assert result.exit_code == 2
+    assert "4 runs stand in the table twice" in result.stderr
+    assert "1 runs, at least 3 needed" in result.stderr
+
+
 def test_own_tables_replace_borrowed_operations(tmp_path: Path) -> None:
     """A file of `calibrate TABLES`: on a device that borrows its kernels, own ones count."""
     fit = {

@@ -63,7 +63,6 @@ def _read(documents: Iterable[Document]) -> Iterator[Benchmark]:
     for one in documents:
         models = one.within("input_config", "endpoint").value.get("model_names")
         named = replace(one, value={"model": models[0] if isinstance(models, list) and models else None})
-        start = str(one.value.get("start_time", ""))
         duration = _average(one, "benchmark_duration", _MS)
         yield Benchmark(
             line=one.line,
@@ -71,7 +70,7 @@ def _read(documents: Iterable[Document]) -> Iterator[Benchmark]:
                 model=named.name("model") or None,
                 input_tokens=_average(one, "input_sequence_length", _COUNT),
                 output_tokens=_average(one, "output_sequence_length", _COUNT),
-                measured_on=start[:10] if start[:4].isdigit() and start[4:5] == "-" else None,
+                measured_on=one.date("start_time"),
                 **_load(one),  # type: ignore[arg-type]
             ),
             ttft=_latency(one, "time_to_first_token"),

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,9 +17,11 @@ from moeplan.files.json_text import parse_json
 
 Object: TypeAlias = Mapping[str, Any]
 
-MAX_JSON_BYTES = 256 * 2**20  # a whole document; lines of a JSON-lines file are read one by one
+MAX_JSON_BYTES = 128 * 2**20  # a whole document; lines of a JSON-lines file are read one by one
 MAX_LINE_BYTES = 64 * 2**20
 _MOST_PROBLEMS = 100
+_SHOWN = 40  # characters of a wrong number
+_DATE = re.compile(r"([0-9]{4})-?([0-9]{2})-?([0-9]{2})(?![0-9])")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/+@-]{0,199}")
 
 
@@ -64,7 +67,7 @@ class Document:
                 continue
             try:
                 number = float(found) if isinstance(found, int | float | str) and not isinstance(found, bool) else None
-            except ValueError:
+            except (ValueError, OverflowError):
                 number = None
             if number is None or not math.isfinite(number) or number < 0.0:
                 self.wrong(name, "not a finite number of at least 0", found)
@@ -81,13 +84,22 @@ class Document:
                 return text if _NAME.fullmatch(text) else ""
         return ""
 
+    def date(self, name: str) -> str | None:
+        """ISO date that the text at ``name`` begins with ("2026-01-10T10:15", "20260110-101500"); None for others."""
+        found = self.value.get(name)
+        match = _DATE.match(found) if isinstance(found, str) else None
+        try:
+            return date(*map(int, match.groups())).isoformat() if match else None
+        except ValueError:
+            return None
+
     def wrong(self, name: str, what: str, got: object) -> None:
         """Note a problem with the value at ``name``."""
         if len(self.problems) >= _MOST_PROBLEMS:
             return
         path = f"{self.path}.{name}" if self.path else name
-        shown = got if isinstance(got, int | float) else type(got).__name__
-        self.problems.append(Problem(self.file, self.line, None, path, what, str(shown)))
+        shown = str(got) if isinstance(got, int | float) else type(got).__name__
+        self.problems.append(Problem(self.file, self.line, None, path, what, shown[:_SHOWN]))
 
 
 def documents(path: Path) -> Iterator[Document]:

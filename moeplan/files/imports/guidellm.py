@@ -38,6 +38,16 @@ def _load(run: Document) -> dict[str, object]:
     return {}
 
 
+def _duration_s(run: Document) -> float | None:
+    """Of the measured part; older versions state the length itself or the ends of the whole benchmark."""
+    measured = run.within("scheduler_metrics")
+    for part, begin, end in ((measured, "measure_start_time", "measure_end_time"), (run, "start_time", "end_time")):
+        since, until = part.number(begin), part.number(end)
+        if since is not None and until is not None and until > since:
+            return until - since
+    return run.number("duration")
+
+
 def _model(one: Document) -> str:
     """The served model's name, wherever this version keeps it."""
     for place in (("args", "backend_kwargs"), ("config", "backend_kwargs"), ("config", "spec", "backend")):
@@ -53,7 +63,6 @@ def _read(documents: Iterable[Document]) -> Iterator[Benchmark]:
             run = one.within("benchmarks", i)
             counts = run.within("metrics", "request_totals")
             constant = run.within("config", "strategy").name("type_") == "constant"
-            duration = run.number("duration")
             yield Benchmark(
                 line=one.line,
                 setup=Setup(
@@ -67,7 +76,7 @@ def _read(documents: Iterable[Document]) -> Iterator[Benchmark]:
                 tpot=_latency(run, "inter_token_latency_ms"),
                 e2e=_latency(run, "request_latency", 1e3),
                 output_tokens_per_s=_latency(run, "output_tokens_per_second").mean,
-                duration_s=duration,
+                duration_s=_duration_s(run),
                 completed=counts.number("successful"),
                 failed=counts.number("errored"),
                 note="evenly spaced arrivals" if constant else "",

@@ -10,6 +10,7 @@ from moeplan.files.imports.row import Benchmark, Latency, Pool, Setup
 from moeplan.files.imports.vllm import latency_ms
 
 _VERSION = re.compile(r":v?(\d+\.\d+[A-Za-z0-9.]*)")
+_PRECISION = re.compile(r"(nv|mx)?(fp|bf|int)\d{1,2}")
 _TRUE = (True, "true", "True")
 
 
@@ -64,35 +65,49 @@ def _setup(one: Document, prefill: Pool | None, decode: Pool | None) -> Setup:
             "n_gpus": _pool_gpus(one, "prefill", prefill) + _pool_gpus(one, "decode", decode)
         }
     else:
-        tp, pp, context = (one.number(name) or 1.0 for name in ("tp", "pp", "pcp_size"))
+        # rows of the listing state one engine twice, as its prefill and as its decode side
+        tp, pp, context = (one.number(name, f"decode_{name}") or 1.0 for name in ("tp", "pp", "pcp_size"))
         # attention data parallelism splits the ranks of a tensor-parallel group
-        dp = tp if one.value.get("dp_attention") in _TRUE else 1.0
-        layout = {"n_gpus": tp * pp * context, "tp": tp, "pp": pp, "dp": dp, "ep": one.number("ep")}
+        split = one.value.get("dp_attention", one.value.get("decode_dp_attention"))
+        dp = tp if split in _TRUE else 1.0
+        layout = {"n_gpus": tp * pp * context, "tp": tp, "pp": pp, "dp": dp, "ep": one.number("ep", "decode_ep")}
     return Setup(
         model=one.name("model", "infmax_model_prefix") or None,
         hardware=one.name("hw", "hardware", "device") or None,
-        weight_precision=one.name("precision") or None,
+        weight_precision=_precision(one),
         engine=_engine(one),
         engine_version=version.group(1) if version else None,
         load="closed_loop",
         concurrency=one.number("conc"),
         input_tokens=one.number("isl"),
         output_tokens=one.number("osl"),
-        measured_on=one.name("date")[:10] or None,
+        measured_on=one.date("date"),
         **layout,  # type: ignore[arg-type]
     )
+
+
+def _precision(one: Document) -> str | None:
+    found = one.name("precision").casefold()
+    return found if _PRECISION.fullmatch(found) else None
 
 
 def _pool(one: Document, name: str) -> Pool:
     tp = one.number(f"{name}_tp") or 1.0
     dp = tp if one.value.get(f"{name}_dp_attention") in _TRUE else 1.0
-    workers = one.number(f"{name}_num_workers") or _pool_gpus(one, name, None) / tp or 1.0
+    workers = one.number(f"{name}_num_workers") or (one.number(f"num_{name}_gpu") or 0.0) / _worker_gpus(one, name)
     return Pool(max(workers, 1.0), tp, dp, one.number(f"{name}_ep") or 1.0)
 
 
-def _pool_gpus(one: Document, name: str, pool: Pool | None) -> float:
+def _worker_gpus(one: Document, name: str) -> float:
+    tp, pp, context = (one.number(f"{name}_{size}") or 1.0 for size in ("tp", "pp", "pcp_size"))
+    return tp * pp * context
+
+
+def _pool_gpus(one: Document, name: str, pool: Pool) -> float:
+    """GPUs of one side; none where the row says nothing of it."""
     stated = one.number(f"num_{name}_gpu")
-    return stated if stated is not None else (pool.workers * pool.tp if pool else 0.0)
+    said = one.number(f"{name}_num_workers", f"{name}_tp") is not None
+    return stated if stated is not None else (pool.workers * _worker_gpus(one, name) if said else 0.0)
 
 
 def _output_rate(one: Document, n_gpus: float | None, pools: bool) -> float | None:

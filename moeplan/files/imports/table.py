@@ -36,6 +36,8 @@ _SUFFIX = re.compile(
     r"instruct|chat|base|it|hf|thinking|fp8|bf16|fp4|nvfp4|mxfp4|int4|awq|gptq|dynamic|v\d[\d.]*|\d{4}", re.IGNORECASE
 )
 _RUN_ID_DIGITS = 10
+MAX_RUNS = 20_000  # of one file: keeps memory in bounds
+_MOST_PROBLEMS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,16 @@ def import_file(path: Path, stated: Setup) -> Imported:
     if first is None:
         raise input_error(path, "no benchmark results in this file")
     known = _format_of(first)
-    rows, problems = [], []
+    rows: list[dict[str, Any]] = []
+    problems: list[Problem] = []
     for run in known.read(_all_of(known, chain([first], stream))):
         row, missing = _row(run, stated, path)
         problems += missing
         rows.append(row)
+        if len(problems) >= _MOST_PROBLEMS:
+            break
+        if len(rows) > MAX_RUNS:
+            raise input_error(path, "too many runs in one file", allowed=f"at most {MAX_RUNS:,}")
     problems = [*first.problems, *problems]
     if problems:
         raise InputError(problems)
@@ -120,6 +127,8 @@ def _row(run: Benchmark, stated: Setup, path: Path) -> tuple[dict[str, Any], lis
         problems.append(problem("hardware", "not a catalog name", setup.hardware, hint))
     setup = replace(setup, model=model, hardware=hardware)
     missing = [name for name in NEEDED if getattr(setup, name) is None and not problems]
+    if (setup.n_gpus or 1.0) > 1.0 and run.prefill is None and not problems:
+        missing += ["tp"] if setup.tp is None and setup.pp is None and setup.dp is None else []
     for name in missing:
         hint = f"--{name.replace('_', '-')}, or the key {name} in a --sidecar file"
         problems.append(problem(name, "stated neither in the file nor by you", hint=hint))

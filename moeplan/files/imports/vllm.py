@@ -31,12 +31,6 @@ def latency_ms(document: Document, name: str, *, scale: float = 1.0, suffix: str
     return Latency(mean, p50 if p50 is not None else document.number(f"p50_{name}{suffix}", scale=scale), p90, p99)
 
 
-def date_of(text: str) -> str | None:
-    """ISO date of "20250530-203806"."""
-    digits = text[:8]
-    return f"{digits[:4]}-{digits[4:6]}-{digits[6:]}" if len(digits) == 8 and digits.isdigit() else None
-
-
 def _read(documents: Iterable[Document]) -> Iterator[Benchmark]:
     for one in documents:
         completed = one.number("completed")
@@ -47,7 +41,7 @@ def _read(documents: Iterable[Document]) -> Iterator[Benchmark]:
             engine="vllm" if one.name("backend") == "vllm" else None,
             input_tokens=per_request(one.number("total_input_tokens"), completed),
             output_tokens=per_request(one.number("total_output_tokens"), completed),
-            measured_on=date_of(one.name("date")),
+            measured_on=one.date("date"),
             **arrivals(one),  # type: ignore[arg-type]
         )
         capped = setup.load == "poisson" and cap is not None
