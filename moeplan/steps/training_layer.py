@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from moeplan.costs import attention, recurrent
+from moeplan.costs import attention, expert_exchange, recurrent
 from moeplan.costs import routing as expert_routing
-from moeplan.costs.expert_exchange import (
-    COMMUNICATION_SMS_FRAC,
-    Copies,
-    copies_by_link,
-    moe_combine_time_s,
-    moe_dispatch_time_s,
-    n_domains,
-)
 from moeplan.costs.projections import (
     Projection,
     dense_shard,
@@ -377,12 +369,12 @@ class TrainingBlocks:
         self._gemms(found, "router", router, adapted=False, tokens=self.own_tokens, fmt="bf16")
 
         group_tokens = own * layout.ep * layout.etp
-        nodes = n_domains(layout.ep, self.hardware)
+        nodes = expert_exchange.n_domains(layout.ep, self.hardware)
         loads = expert_routing.rank_loads(block, group_tokens, layout.ep, self.routing, n_nodes=nodes)
         assignments, distinct = float(loads.assignments), float(loads.distinct)
         self._expert_products(found, block, assignments, distinct)
         sent = expert_routing.token_copies(block, layout.ep, self.routing, n_nodes=nodes)
-        copies = copies_by_link(sent.n_ranks, sent.n_nodes, layout.ep, hardware=self.hardware)
+        copies = expert_exchange.copies_by_link(sent.n_ranks, sent.n_nodes, layout.ep, hardware=self.hardware)
         self._expert_exchange(found, block, own, assignments, float(loads.mean_assignments), copies)
 
     def _expert_products(self, found: Pass, block: MoeMlp, assignments: float, distinct: float) -> None:
@@ -404,7 +396,7 @@ class TrainingBlocks:
         found.add("permutation", copied, copied)
 
     def _expert_exchange(
-        self, found: Pass, block: MoeMlp, own: float, assignments: float, mean: float, copies: Copies
+        self, found: Pass, block: MoeMlp, own: float, assignments: float, mean: float, copies: expert_exchange.Copies
     ) -> None:
         layout = self.layout
         if layout.ep > 1:
@@ -413,7 +405,7 @@ class TrainingBlocks:
                 found.add("host", sync_s / 2, sync_s / 2)
             one_way = self._one_way_s(block, own, assignments / mean, copies)
             found.add_traffic("all_to_all", one_way, one_way, self.work.expert_overlap_frac)
-            taken = COMMUNICATION_SMS_FRAC * one_way * self.work.expert_overlap_frac
+            taken = expert_exchange.COMMUNICATION_SMS_FRAC * one_way * self.work.expert_overlap_frac
             found.add("all_to_all", taken, taken)
         if layout.etp > 1:
             n_bytes = assignments * block.expert_hidden_size * ACTIVATION_BYTES
@@ -423,7 +415,7 @@ class TrainingBlocks:
             gather = float(self.ops.all_gather_s(self.tokens * self.hidden_size * ACTIVATION_BYTES, layout.tp))
             found.add("tensor_parallel", gather, gather)
 
-    def _one_way_s(self, block: MoeMlp, own: float, imbalance: float, copies: Copies) -> float:
+    def _one_way_s(self, block: MoeMlp, own: float, imbalance: float, copies: expert_exchange.Copies) -> float:
         """Dispatch and combine of one direction, by the faster of the two kinds of kernel that are measured.
 
         Both travel in 16 bit: Megatron-Core's dispatchers quantise after the exchange.
@@ -444,6 +436,9 @@ class TrainingBlocks:
                 )
             )
             for kernels in ("moe", "nvlink")
-            for way, time_s in (("dispatch", moe_dispatch_time_s), ("combine", moe_combine_time_s))
+            for way, time_s in (
+                ("dispatch", expert_exchange.moe_dispatch_time_s),
+                ("combine", expert_exchange.moe_combine_time_s),
+            )
         ]
         return min(times[0] + times[1], times[2] + times[3])
