@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -148,6 +148,16 @@ def _share(inside: np.ndarray, errors: Errors) -> float:
     return float(np.sum(errors.weight[inside]))
 
 
+def _no_further(found: LogError, errors: Errors, wider: LogError) -> LogError:
+    """``found``, not stretched beyond both the worst error seen in its class and the interval of the wider class.
+
+    A few groups with one far from the others would be stretched to multiples of anything seen.
+    """
+    low = max(found.low, min(round(float(errors.log_error.min()), 4), wider.low))
+    high = min(found.high, max(round(float(errors.log_error.max()), 4), wider.high))
+    return replace(found, low=low, high=high)
+
+
 def learn_all(
     results: Sequence[RowResult], groups: Sequence[str], known: ModelError, source: str, *, serving: bool
 ) -> tuple[ModelError, list[dict[str, Any]]]:
@@ -163,6 +173,8 @@ def learn_all(
                 found = learn(errors, source)
                 if found is None:
                     continue
+                if (wider := by_metric[metric][tier].get(situation(key.split("/")[0], ANY))) is not None:
+                    found = _no_further(found, errors, wider)
                 by_metric[metric][tier][key] = found
                 summary.append(
                     {

@@ -82,9 +82,13 @@ def plan_serving(deployment: Deployment, error: ModelError, say: Say, *, brief: 
 
 
 def tier_of(deployment: Deployment) -> Tier:
-    """The worst tier among the operations that fill a step."""
-    used = operations_used(deployment.hardware, deployment.serving.engine.name, deployment.operations())
-    return worst_tier(used)
+    """The worst tier among the operations that fill a step; an estimate with drafts or weights in host memory, which
+    no run has that intervals are learnt from.
+    """
+    engine = deployment.serving.engine
+    if engine.draft_tokens > 0 or engine.weight_offload_frac > 0.0 or engine.expert_offload_frac > 0.0:
+        return Tier.ESTIMATE
+    return worst_tier(operations_used(deployment.hardware, engine.name, deployment.operations()))
 
 
 def situation_of(deployment: Deployment) -> str:

@@ -131,3 +131,14 @@ def test_out_into_a_missing_folder_is_bad_input(tmp_path: Path) -> None:
     result = run("simulate", QUICKSTART, "--out", tmp_path / "no" / "plan.json")
     assert result.exit_code == 2
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "unmeasured",
+    [("draft_tokens=2", "draft_acceptance=0.6", "drafts=ngram"), ("weight_offload=0.2",), ("expert_offload=0.5",)],
+)
+def test_what_no_run_was_measured_with_widens_intervals(quickstart: Result, unmeasured: tuple[str, ...]) -> None:
+    sets = [part for text in unmeasured for part in ("--set", f"serving.engine.{text}")]
+    plain, plan = (json.loads(r.stdout) for r in (quickstart, run("simulate", QUICKSTART, "--json", *sets)))
+    ttft, known = plan["serving"]["ttft_s"]["p50"], plain["serving"]["ttft_s"]["p50"]
+    assert ttft["high"] / ttft["low"] > 1.5 * known["high"] / known["low"]

@@ -153,6 +153,20 @@ def test_what_cannot_be_learnt_stays() -> None:
     ]
 
 
+def test_no_class_is_stretched_beyond_what_was_seen() -> None:
+    """One group far off among a few: left out, no stretch of the others holds it, and twice of it is seen nowhere."""
+    known = ModelError({m: {tier: {} for tier in Tier} for m in ("step", "ttft", "throughput")})
+    near, far = [0.05, -0.05, 0.1, -0.1, 0.2, -0.2] * 4, [3.0, 2.9, 2.8, 3.1]
+    groups = [f"g{i % 6}" for i in range(24)] + ["far"] * 4
+    wide = [replace(r, situation="steady/sglang") for r in results([0.5 * e for e in near * 20])]
+    learnt, _ = learn_all(
+        [*results([*near, *far]), *wide], [*groups, *(f"w{i % 40}" for i in range(480))], known, "test", serving=True
+    )
+    found = learnt.by_metric["step"][Tier.FITTED]["steady/vllm"]
+    assert 0.2 < found.high <= 3.1
+    assert -1.0 < found.low <= -0.1
+
+
 def test_shipped_file_reads_back_as_written() -> None:
     from importlib.resources import files
 
