@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from moeplan.spec.plan import Plan, Q
 INPUT_TOLERANCE = 0.10
 # A smaller shift of a result is listed, but neither a regression nor an improvement. An estimate.
 MATERIAL_FRAC = 0.05
+_BESIDE = 12  # windows on each side of a change in which the traffic is compared, at least
 FALSE_ALARM_FRAC = 1e-4  # of windows, over all metrics together
 ERROR_FRAC = 0.01  # of series whose mean ever leaves its interval
 _HIGHER_IS_BETTER = ("output_tokens_per_s",)
@@ -75,8 +76,9 @@ def monitor(plan: Plan, observed: Observed, *, false_alarm_frac: float = FALSE_A
     """
     planned = planned_values(plan)
     names = [name for name in (*INPUTS, *OUTCOMES) if name in observed.series]
+    observed = replace(observed, series={name: _like_hours(observed, name) for name in names})
     watched = [_watch(name, planned.get(name), observed, false_alarm_frac / len(names)) for name in names]
-    findings = _findings({one.name: one for one in watched}, observed.start_s)
+    findings = _findings({one.name: one for one in watched}, observed)
     bad = {"the world changed", "the system regressed", "the model was wrong"}
     return Report(not any(f.cause in bad for f in findings), false_alarm_frac, tuple(watched), tuple(findings))
 
@@ -102,11 +104,19 @@ def planned_values(plan: Plan) -> Mapping[str, Q]:
     return {name: q for name, q in found.items() if q is not None and q.value > 0.0}
 
 
+def _like_hours(observed: Observed, name: str) -> Array:
+    """A series without its daily and weekly pattern; NaN where it is not above zero."""
+    series = observed.series[name]
+    told = np.isfinite(series) & (series > 0.0)
+    calm = np.full(len(series), math.nan)
+    calm[told] = np.exp(without_cycles(observed.start_s[told], np.log(series[told])))
+    return calm
+
+
 def _watch(name: str, planned: Q | None, observed: Observed, false_alarm_frac: float) -> Watched:
     series = observed.series[name]
-    where = np.flatnonzero(np.isfinite(series) & (series > 0.0))
-    logs = without_cycles(observed.start_s[where], np.log(series[where]))
-    logs, together = thinned(logs) if len(logs) else (logs, 1)
+    where = np.flatnonzero(np.isfinite(series))
+    logs, together = thinned(np.log(series[where])) if len(where) else (np.zeros(0), 1)
     moved = tuple(_in_windows(one, where, together) for one in changes(logs, false_alarm_frac * together))
     if not len(logs):
         return Watched(name, planned, 0, together, math.nan, math.nan, math.nan, "unplanned", ())
@@ -146,11 +156,11 @@ def _room(name: str, planned: Q) -> tuple[float, float]:
     return planned.low, planned.high
 
 
-def _findings(watched: Mapping[str, Watched], start_s: Array) -> list[Finding]:
+def _findings(watched: Mapping[str, Watched], observed: Observed) -> list[Finding]:
     inputs = [one for name, one in watched.items() if name in INPUTS]
     outcomes = [one for name, one in watched.items() if name in OUTCOMES]
-    world = [found for one in inputs for found in _world(one, start_s)]
-    return [*world, *(f for one in outcomes for f in _outcome(one, inputs, start_s))]
+    world = [found for one in inputs for found in _world(one, observed.start_s)]
+    return [*world, *(f for one in outcomes for f in _outcome(one, inputs, observed))]
 
 
 def _world(one: Watched, start_s: Array) -> list[Finding]:
@@ -172,15 +182,15 @@ def _replan(one: Watched) -> str:
     return f"plan again with a trace of today's requests, or a mean of {one.now:.0f} tokens"
 
 
-def _outcome(one: Watched, inputs: list[Watched], start_s: Array) -> list[Finding]:
+def _outcome(one: Watched, inputs: list[Watched], observed: Observed) -> list[Finding]:
     """Why a result moved or is not where the plan said."""
     found = []
     for change in one.changes:
         small = abs(change.after / change.before - 1.0) < MATERIAL_FRAC
-        if small or _explained(change, inputs):
+        if small or _explained(change, inputs, observed):
             continue
         worse = (change.after < change.before) == (one.name in _HIGHER_IS_BETTER)
-        since = float(start_s[change.at])
+        since = float(observed.start_s[change.at])
         text = f"{one.name} went from {change.before:.4g} to {change.after:.4g} with the same traffic"
         if worse:
             advice = "roll back what was released about then, or find what else changed (driver, clocks, neighbours)"
@@ -200,7 +210,17 @@ def _outcome(one: Watched, inputs: list[Watched], start_s: Array) -> list[Findin
     return found
 
 
-def _explained(change: Change, inputs: list[Watched]) -> bool:
-    """Whether something outside moved between the last window before the change and the window it was seen in."""
+def _explained(change: Change, inputs: list[Watched], observed: Observed) -> bool:
+    """Whether something outside moved then: a change of it is dated about there, or its means on both sides differ."""
     slack = max(change.seen - change.at, 1)
-    return any(change.at - slack <= moved.at <= change.seen for one in inputs for moved in one.changes)
+    dated = any(change.at - slack <= moved.at <= change.seen for one in inputs for moved in one.changes)
+    return dated or any(_differs(observed.series[one.name], change, max(slack, _BESIDE)) for one in inputs)
+
+
+def _differs(series: Array, change: Change, n: int) -> bool:
+    """Whether the mean of the ``n`` windows after the change is another traffic than that of the ``n`` before."""
+    before, after = series[max(change.at - n, 0) : change.at], series[change.at : change.at + n]
+    before, after = before[np.isfinite(before)], after[np.isfinite(after)]
+    if not len(before) or not len(after):
+        return False
+    return bool(abs(after.mean() / before.mean() - 1.0) > INPUT_TOLERANCE)

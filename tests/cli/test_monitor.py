@@ -88,6 +88,18 @@ def test_more_traffic_is_the_world(plan: Path, tmp_path: Path) -> None:
     assert rate == pytest.approx(planned_values(read_plan(plan))["requests_per_s"].value * 1.8, rel=0.02)
 
 
+def test_latency_that_follows_the_hours_is_no_regression(plan: Path, tmp_path: Path) -> None:
+    """One day is too short for a pattern, but the traffic on both sides of each change can be looked at."""
+    for seed in range(5):
+        frame = history(plan, n=288, seed=seed)
+        hours = 1.0 + 0.6 * np.sin(np.arange(288) / 288 * 2 * np.pi)
+        frame["requests_per_s"] *= hours
+        frame[["ttft_ms", "tpot_ms"]] = frame[["ttft_ms", "tpot_ms"]].mul(hours**0.3, axis=0)
+        _, report = watch(plan, frame, tmp_path)
+        assert {f["cause"] for f in report["findings"]} <= {"the world changed"}
+        assert all("time of day" in f["text"] for f in report["findings"])
+
+
 def test_longer_answers_are_the_world(plan: Path, tmp_path: Path) -> None:
     frame = history(plan)
     frame["output_tokens"] *= 1.5
