@@ -107,24 +107,26 @@ def ranks_of_a_layer():
 def test_scales_to_both_cores(benchmark, work_of):
     """Disjoint tokens on two threads: the same counts, and as much of the second core as the machine gives to anybody.
 
-    How much that is, hashing bytes tells, which holds no lock and shares nothing; rounds alternate, so that other work
-    slows both alike. On a machine too busy to give hashing a second core the clock says nothing: there two threads
-    take no more processor time than one.
+    How much that is, hashing bytes tells, which holds no lock and shares nothing: rounds alternate. Where other work
+    leaves hashing less than two cores in most of them, the clock says nothing; two threads then take no more processor
+    time than one.
     """
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core")
     work, control, pieces = work_of(), lambda _: hashlib.sha256(BYTES).digest(), range(8)
     work(0)
-    rounds = [[on_threads(job, pieces, n) for job in (work, control) for n in (1, 2)] for _ in range(7)]
-    for (*_, alone), (*_, together), *_ in rounds:
+    rounds = [
+        [on_threads(*job) for job in ((work, pieces, 1), (work, pieces, 2), (control, pieces, 2))] for _ in range(7)
+    ]
+    for (*_, alone), (*_, together), _ in rounds:
         np.testing.assert_array_equal(alone, together)
-    one, two, control_one, control_two = (min(r[i][0] for r in rounds) for i in range(4))
     spent = min(r[0][1] for r in rounds) / min(r[1][1] for r in rounds)
-    ours, possible = one / two, control_one / control_two
-    benchmark.extra_info.update(wall_one_over_two=ours, of_hashing=possible, processor_one_over_two=spent)
+    cores, of_hashing = ([r[i][1] / r[i][0] for r in rounds] for i in (1, 2))  # processor time over time
+    n_free = sum(used > 1.8 for used in of_hashing)
+    benchmark.extra_info.update(cores=max(cores), rounds_with_two_cores=n_free, processor_one_over_two=spent)
     benchmark.pedantic(on_threads, (work, pieces, 2), rounds=1)
     assert spent > 0.7
-    assert possible < 1.5 or ours > 0.85 * possible, (ours, possible)
+    assert n_free < 4 or max(cores) > 1.7, (cores, of_hashing)
 
 
 def test_counts_of_a_large_step(benchmark):
