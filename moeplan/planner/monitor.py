@@ -18,7 +18,6 @@ from moeplan.spec.plan import Plan, Q
 INPUT_TOLERANCE = 0.10
 # A smaller shift of a result is listed, but neither a regression nor an improvement. An estimate.
 MATERIAL_FRAC = 0.05
-_BESIDE = 12  # windows on each side of a change in which the traffic is compared, at least
 FALSE_ALARM_FRAC = 1e-4  # of windows, over all metrics together
 ERROR_FRAC = 0.01  # of series whose mean ever leaves its interval
 _HIGHER_IS_BETTER = ("output_tokens_per_s",)
@@ -185,9 +184,10 @@ def _replan(one: Watched) -> str:
 def _outcome(one: Watched, inputs: list[Watched], observed: Observed) -> list[Finding]:
     """Why a result moved or is not where the plan said."""
     found = []
-    for change in one.changes:
+    borders = [0, *(change.at for change in one.changes), len(observed.start_s)]
+    for change, begin, end in zip(one.changes, borders[:-2], borders[2:], strict=True):
         small = abs(change.after / change.before - 1.0) < MATERIAL_FRAC
-        if small or _explained(change, inputs, observed):
+        if small or _explained(change, inputs, observed, begin, end):
             continue
         worse = (change.after < change.before) == (one.name in _HIGHER_IS_BETTER)
         since = float(observed.start_s[change.at])
@@ -210,16 +210,19 @@ def _outcome(one: Watched, inputs: list[Watched], observed: Observed) -> list[Fi
     return found
 
 
-def _explained(change: Change, inputs: list[Watched], observed: Observed) -> bool:
-    """Whether something outside moved then: a change of it is dated about there, or its means on both sides differ."""
+def _explained(change: Change, inputs: list[Watched], observed: Observed, begin: int, end: int) -> bool:
+    """Whether something outside moved then: a change of it is dated about there, or its means on both sides differ.
+
+    The sides are those of the result's means: windows from ``begin`` to the change and from there to ``end``.
+    """
     slack = max(change.seen - change.at, 1)
     dated = any(change.at - slack <= moved.at <= change.seen for one in inputs for moved in one.changes)
-    return dated or any(_differs(observed.series[one.name], change, max(slack, _BESIDE)) for one in inputs)
+    sides = [slice(begin, change.at), slice(change.at, end)]
+    return dated or any(_differ(*(observed.series[one.name][side] for side in sides)) for one in inputs)
 
 
-def _differs(series: Array, change: Change, n: int) -> bool:
-    """Whether the mean of the ``n`` windows after the change is another traffic than that of the ``n`` before."""
-    before, after = series[max(change.at - n, 0) : change.at], series[change.at : change.at + n]
+def _differ(before: Array, after: Array) -> bool:
+    """Whether two stretches of something from outside are another traffic."""
     before, after = before[np.isfinite(before)], after[np.isfinite(after)]
     if not len(before) or not len(after):
         return False
