@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from moeplan.planner.cycles import DAY_S, LEAST_CYCLES, without_cycles
+from moeplan.planner.cycles import CYCLES_S, LEAST_CYCLES, without_cycles
 from moeplan.planner.sequential import Array, Change, changes, mean_interval, thinned
 from moeplan.spec.observed import INPUTS, OUTCOMES, Observed
 from moeplan.spec.plan import Plan, Q
@@ -168,8 +168,11 @@ def _world(one: Watched, start_s: Array) -> list[Finding]:
         return []
     since = float(start_s[one.changes[-1].at]) if one.changes else None
     text = f"{one.name} is {one.now:.4g}, planned {one.planned.value:.4g}"
-    if one.changes and start_s[-1] - start_s[0] < LEAST_CYCLES * DAY_S:
-        text += " (perhaps the time of day: less than three days are seen)"
+    seen_cycles = (start_s[-1] - start_s[0]) / np.array(CYCLES_S)
+    if one.changes and (seen_cycles < LEAST_CYCLES).any():
+        day, week = "time of day: less than three days", "day of the week: less than three weeks"
+        what = day if seen_cycles[0] < LEAST_CYCLES else week
+        text += f" (perhaps the {what} are seen)"
     return [Finding("the world changed", one.name, since, text, _replan(one))]
 
 
