@@ -1,4 +1,4 @@
-"""A spinner or a bar on stderr with what is being done; silent when stderr is not a terminal."""
+"""A bar on stderr with what is being done; silent when stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ def progress(first: str) -> Iterator[Callable[[str], None]]:
         yield lambda _text: None
         return
     from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status(first) as status:
-        yield lambda text: status.update(text)
+    # how long a step takes is not known before it ends: the bar pulses
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(first, total=None)
+        yield lambda text: bar.update(task, description=text)
 
 
 @contextmanager

@@ -43,6 +43,8 @@ def _tips(scenario: Scenario, plan: Plan) -> Iterator[str]:
 
 
 def _more_replicas(scenario: Scenario, serving: Serving) -> str:
+    if serving.fleet.changes:
+        return "let the fleet grow further or sooner (serving.fleet)"
     own = serving.layout.replicas
     sizes = sorted({max(own + 1, round(own * x)) for x in _TIMES})
     for replicas in sizes:

@@ -122,9 +122,12 @@ def _serving_surface(scenario: Scenario, serving: Serving, plan: Plan, told: Tol
     if stated is not None and capacity is not None:
         most = max(most, _WORK_TO * capacity.value)
     months = scenario.lifecycle_months or 12.0
+    # a fleet that scales itself finds its own size
+    sizes = (float(replicas),) if serving.fleet.changes else _sizes(replicas)
+    pool = "Replicas" if serving.prefill is None else "Replicas that decode"
     axes = (
         Axis("work", "Traffic", unit, _geometric(_WORK_FROM * base, most, base), base),
-        Axis("size", "Replicas", f"of {serving.layout.n_gpus_per_replica} GPUs", _sizes(replicas), replicas, True),
+        Axis("size", pool, f"of {serving.layout.n_gpus_per_replica} GPUs", sizes, replicas, True),
         _price_axis(scenario.money),
         Axis("months", "Months", "months", tuple(sorted({*_MONTHS, months})), months),
     )
