@@ -94,8 +94,8 @@ def _offer(rs: Resolving, price: PriceFile | None, loc: Loc, hardware: Hardware,
     rs.note(f"{target}.offer", (*loc, "offer"), shorthand=True)
     if price.own is not None:
         rs.note(f"{target}.offer", (*loc, "own"))
-        source = Source("the scenario", price.own.date or "", Kind.DERIVED, "bought hardware")
-        return Offer("own hardware", device, 0.0, 1, "own", price.own.date or "", source)
+        source = Source("the scenario", price.own.date, Kind.DERIVED, "bought hardware")
+        return Offer("own hardware", device, 0.0, 1, "own", price.own.date, source)
     if price.per_gpu_hour is not None:
         rs.note(f"{target}.offer", (*loc, "per_gpu_hour"), shorthand=True)
         if price.date is None and rs.given((*loc, "per_gpu_hour")):
@@ -146,7 +146,7 @@ def _ownership(rs: Resolving, own: OwnFile, loc: Loc, hardware: Hardware) -> Own
         own.hosting,
         usd_per_j,
         power_w,
-        own.date or "",
+        own.date,
     )
 
 
@@ -251,7 +251,7 @@ def resolve_ages(
     bought = file.alternatives.own
     if bought is not None and market.ownership is not None:
         here: Loc = ("alternatives", "own")
-        _aged(rs, file, here, price_used("purchase", "alternatives.own", bought.date or "", as_of), as_of, found)
+        _aged(rs, file, here, price_used("purchase", "alternatives.own", bought.date, as_of), as_of, found)
         _electricity_aged(rs, file, here, bought, as_of, found)
     return as_of.isoformat(), tuple(found)
 

@@ -86,7 +86,7 @@ class OwnFile(Section):
         "Less is charged when the GPU is less busy.",
     )
     hosting: MonthlyMoney = Field(default=0.0, description="Rack space or colocation, and maintenance, per GPU.")
-    date: Date | None = Field(default=None, description="Date of the purchase quote.")
+    date: Date = Field(description="Date of the purchase quote, as far as you know it: 2026-11-27, 2026-11 or 2026.")
 
 
 class CommitmentFile(Section):

@@ -304,7 +304,8 @@ def byte_size(value: float) -> str:
 
 def dollars(value: float) -> str:
     """US dollars, cents only where they matter."""
-    return f"${value:,.0f}" if abs(value) >= 1000 else f"${value:,.2f}"
+    amount = f"${abs(value):,.0f}" if abs(value) >= 1000 else f"${abs(value):,.2f}"
+    return f"-{amount}" if value < 0.0 else amount
 
 
 def number(value: float) -> str:

@@ -43,11 +43,16 @@ CASES = [
     ("region", SERVING + "energy: {region: Atlantis}\n", "17:18: energy.region: no grid intensity for this region"),
     ("pue", SERVING + "energy: {pue: 0.5}\n", "energy.pue: too small"),
     ("double-pue", SERVING.replace("h100-sxm", "h200-sxm") + "energy: {pue: 1.2}\n", "would count it twice"),
-    ("electricity", with_line(SERVING, 14, "price: {own: {purchase: 1 USD, lifetime: 1 year, electricity: nowhere}}"),
+    ("electricity", with_line(SERVING, 14, "price: {own: {purchase: 1 USD, lifetime: 1 year, electricity: nowhere, "
+     "date: 2026-11}}"),
      "price.own.electricity: no electricity price of this name"),
-    ("free-power", with_line(SERVING, 14, "price: {own: {purchase: 1 USD, lifetime: 1 year, electricity: -1 USD/kWh}}"),
+    ("free-power", with_line(SERVING, 14, "price: {own: {purchase: 1 USD, lifetime: 1 year, electricity: -1 USD/kWh, "
+     "date: 2026-11}}"),
      "price.own.electricity: must not be negative"),
-    ("lifetime", with_line(SERVING, 14, "price: {own: {purchase: 1 USD, lifetime: 0 years, electricity: 0.1 USD/kWh}}"),
+    ("own-undated", with_line(SERVING, 14, "price: {own: {purchase: 1 USD, lifetime: 1 year, electricity: 1 USD/kWh}}"),
+     "price.own.date: missing key"),
+    ("lifetime", with_line(SERVING, 14, "price: {own: {purchase: 1 USD, lifetime: 0 years, electricity: 0.1 USD/kWh, "
+     "date: 2026-11}}"),
      "price.own.lifetime: must not be zero"),
     ("shrinks", life("{growth: -100 %}"), "demand would shrink below zero"),
     ("trough", life("{seasonality: 120 %}"), "demand would shrink below zero in the trough"),

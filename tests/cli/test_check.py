@@ -156,7 +156,8 @@ def test_currency_by_the_scenarios_own_rate(tmp_path: Path) -> None:
 
 def test_owned_hardware_is_read_whole(tmp_path: Path) -> None:
     own = (
-        "{purchase: 30 kUSD, lifetime: 4 years, residual: 10 %, interest: 6 %, electricity: 0.20 USD/kWh, power: 1 kW}"
+        "{purchase: 30 kUSD, lifetime: 4 years, residual: 10 %, interest: 6 %, electricity: 0.20 USD/kWh, power: 1 kW,"
+        " date: 2026-11}"
     )
     values = _values(_write(tmp_path, with_line(SERVING, 14, f"price: {{own: {own}}}")))
     assert values["money.offer.term"]["value"] == "own"
@@ -168,7 +169,7 @@ def test_owned_hardware_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_electricity_of_the_catalogue_at_the_scenarios_rate(tmp_path: Path) -> None:
-    own = "{purchase: 30000 USD, lifetime: 4 years, electricity: Germany business}"
+    own = "{purchase: 30000 USD, lifetime: 4 years, electricity: Germany business, date: 2026-11}"
     text = with_line(SERVING, 14, f"price: {{own: {own}}}\nexchange_rates: {{EUR: 1.10 USD}}")
     values = _values(_write(tmp_path, text))
     assert values["money.ownership.usd_per_j"]["value"] == pytest.approx(0.233 * 1.10 / 3.6e6)
