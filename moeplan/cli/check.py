@@ -86,5 +86,6 @@ def _summary(scenario: Scenario) -> str:
     if scenario.training is not None:
         hardware = scenario.training_hardware or scenario.hardware
         parts.append(f"{scenario.training.work.method} on {scenario.training.layout.n_gpus} x {hardware.slug}")
-    parts.append(f"{scenario.money.offer.usd_per_gpu_hour:.2f} USD per GPU hour")
+    offer = scenario.money.offer
+    parts.append("bought hardware" if offer.term == "own" else f"{offer.usd_per_gpu_hour:.2f} USD per GPU hour")
     return f"ok: {printable(scenario.name)}: " + ", ".join(parts)

@@ -159,7 +159,9 @@ def test_owned_hardware_is_read_whole(tmp_path: Path) -> None:
         "{purchase: 30 kUSD, lifetime: 4 years, residual: 10 %, interest: 6 %, electricity: 0.20 USD/kWh, power: 1 kW,"
         " date: 2026-11}"
     )
-    values = _values(_write(tmp_path, with_line(SERVING, 14, f"price: {{own: {own}}}")))
+    path = _write(tmp_path, with_line(SERVING, 14, f"price: {{own: {own}}}"))
+    assert run("check", path).stdout.endswith(", bought hardware\n")
+    values = _values(path)
     assert values["money.offer.term"]["value"] == "own"
     assert values["money.ownership.purchase_usd"]["value"] == 30000
     assert values["money.ownership.lifetime_months"]["value"] == 48
