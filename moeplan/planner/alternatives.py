@@ -44,6 +44,7 @@ class Fleet:
     n_gpus_per_replica: int
     n_gpus_per_node: int
     n_replicas: int
+    n_gpus: int  # of all of them, with a prefill pool
     n_planned: int  # replicas of the scenario
     capacity_requests_per_s: Q  # of all of them
     result: ServingResult
@@ -57,9 +58,8 @@ class Fleet:
 
     def month(self, money: Money) -> tuple[Bill, Bill, Bill]:
         """A month of all replicas [USD]: as predicted, and at the ends of energy and traffic."""
-        n_gpus = self.n_gpus_per_replica * self.n_replicas
         power = self.power_of(money.ownership)
-        now, low, high = serving_usage(money, n_gpus, self.result, power, self.stored_bytes, self.held_frac)
+        now, low, high = serving_usage(money, self.n_gpus, self.result, power, self.stored_bytes, self.held_frac)
         return bill(money, now), bill(money, low), bill(money, high)
 
 
@@ -184,8 +184,7 @@ def _payback(money: Money, market: Market, fleet: Fleet) -> float | None:
         return None
     rent = min(fleet.month(way)[0].gpus for way in rented)
     running, _, _ = fleet.month(owned(money, own))
-    n_gpus = fleet.n_gpus_per_replica * fleet.n_replicas
-    months = payback_months(own.purchase_usd * n_gpus, rent, running.hosting + running.electricity)
+    months = payback_months(own.purchase_usd * fleet.n_gpus, rent, running.hosting + running.electricity)
     return months if months <= own.lifetime_months else None
 
 

@@ -25,6 +25,7 @@ FIGURE = {
 }
 _FRONT = 8  # candidates of the estimated front that are simulated whatever the objective
 _KEEPS_UP_FRAC = 0.97  # of the asked rate: estimates only
+_SERVICE = {"load", "slo_ttft", "slo_tpot", "slo_e2e"}  # checks that fewer replicas meet no better; a budget they do
 _KV_FREE_FRAC = 0.98  # a cache fuller than this may have turned a request away for a moment
 
 
@@ -119,7 +120,7 @@ class ServingSearch:
                 self.reused += 1
             self.results[i] = self.judged(i, outcome)
             self.told(len(self.outcomes), self.most_simulations)
-            if not self.results[i].feasible:
+            if _SERVICE & set(self.results[i].failed):
                 self._close_smaller(i)
         return self.results[i]
 

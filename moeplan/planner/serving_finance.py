@@ -47,9 +47,13 @@ class ServingPart:
         """With its share of a prefill pool."""
         return math.ceil(self.serving.n_gpus / self.serving.layout.replicas)
 
+    def n_gpus_with(self, replicas: int) -> int:
+        """With so many replicas and a prefill pool in proportion; as planned with as many as planned."""
+        return -(-self.serving.n_gpus * replicas // self.serving.layout.replicas)
+
     def spending_at(self, money: Money, replicas: int) -> Spending:
         """A month with other prices or another number of replicas."""
-        n_gpus = self.n_gpus_per_replica * replicas
+        n_gpus = self.n_gpus_with(replicas)
         return serving_spending(money, n_gpus, self.outcome.result, self.power, self.stored_bytes, self.held_frac)
 
     def usd(self, money: Money, replicas: int) -> float:
@@ -109,6 +113,7 @@ def ways_to_serve(fleet: ServingPart) -> AlternativesResult | None:
         fleet.n_gpus_per_replica,
         scenario.hardware.n_gpus_per_node,
         replicas,
+        fleet.n_gpus_with(replicas),
         layout.replicas,
         most,
         result,

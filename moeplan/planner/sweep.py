@@ -70,13 +70,15 @@ def sweep(
     finished points are kept in a journal beside it and never computed twice. Points run on ``executor``, on the Dask
     cluster of ``scheduler``, or on ``jobs`` local processes (default: the processors, fewer for few points).
 
-    Raises InputError for factors that cannot be varied, a results file of another sweep, or an unreachable scheduler.
+    Raises InputError for factors that cannot be varied, values of which no point can be made (before a file is
+    touched), a results file of another sweep, or an unreachable scheduler.
     A point that fails is a row with its error.
     """
     question = ask(path, overrides)
     factors = read_factors(question, vary)
     seed = question.value("seed")
     points = design_points(factors, design, n_points, seed if isinstance(seed, int) else 0)
+    _require_one(question, points)
     digest = question.sha256()
     identity = {"scenario": digest, "design": design, "vary": list(vary), "n_points": len(points)}
     journal = None if out is None else Journal(Path(out), identity)
@@ -89,6 +91,19 @@ def sweep(
     if out is not None:
         write_table(Path(out), found.values(), varied)
     return Sweep(Path(path).name, design, varied, digest, tuple(found[i] for i in range(len(points))))
+
+
+def _require_one(question: Question, points: Sequence[tuple[str, ...]]) -> None:
+    """Raises the first point's InputError where not one point is a scenario, as with a range without its unit."""
+    first: InputError | None = None
+    for own in points:
+        try:
+            question.scenario(own)
+            return
+        except InputError as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def _evaluated(

@@ -164,3 +164,14 @@ def test_a_fleet_is_billed_for_the_hours_its_replicas_are_held() -> None:
     assert still["cost"]["breakdown"]["gpus"] == 2 * 730 * 3.5
     assert taken["cost"]["breakdown"]["gpus"] == pytest.approx(held * 3.5, abs=0.01)
     assert taken["energy"]["kwh"]["value"] < still["energy"]["kwh"]["value"]
+
+
+def test_a_prefill_pool_is_billed_once_everywhere() -> None:
+    """Three replicas beside a pool of one: the pool's GPUs do not divide by the replicas."""
+    overrides = (
+        "hardware=h100-sxm", "gpus=8", "price=3 USD/h", "serving.prefill={tp: 2, replicas: 1}",
+        "serving.layout={tp: 2, replicas: 3}",
+    )  # fmt: skip
+    found = plan("quickstart.yaml", overrides)
+    (chosen,) = (option for option in found["alternatives"]["options"] if option["chosen"])
+    assert chosen["usd_per_month"]["value"] == found["cost"]["usd_per_month"]["value"] == 8 * 3.0 * 730

@@ -18,7 +18,7 @@ from moeplan.files.question import ask
 from moeplan.files.search_section import read_search
 from moeplan.planner.optimize import optimize
 from moeplan.planner.optimize_search import ServingSearch, pareto
-from moeplan.planner.optimize_serving import assess_layouts, scenario_of, simulated
+from moeplan.planner.optimize_serving import Outcome, assess_layouts, scenario_of, simulated
 from moeplan.planner.optimize_training import TrainingSearch
 from moeplan.planner.plan import simulate
 from moeplan.planner.search_space import sites
@@ -121,6 +121,26 @@ def _as_good_as_everything(serving: Path, space: list[str], rate: str, tpot: str
         if candidate.feasible:
             assert figures["tpot_s"] >= x.tpot_least[i] * (1 - 1e-9)
             assert tried.possible[i], "nothing feasible is ruled out"
+
+
+@pytest.mark.parametrize(("missed", "closes"), [("budget", False), ("slo_tpot", True)])
+def test_a_budget_missed_says_nothing_of_fewer_replicas(
+    serving: Path, monkeypatch: pytest.MonkeyPatch, missed: str, closes: bool
+) -> None:
+    """Energy and traffic come on top of the bound on the bill: a simulation may miss the budget that fewer keep."""
+    question = ask(serving, SPACE)
+    wanted = read_search(question)
+    found, _ = sites(question, wanted, training=False)
+    layouts = assess_layouts(question, wanted, found, 4)
+    search = ServingSearch(layouts, wanted.by, 100, lambda _done, _most: None)
+    outcome = Outcome({"usd_per_month": 1.0}, {missed: 1.1}, 1, 0.1)
+    monkeypatch.setattr("moeplan.planner.optimize_search.simulated", lambda _scenario, priced: outcome)
+    largest = int(np.argmax(np.where(search.possible, layouts.replicas, 0)))
+    search.simulate(largest)
+    fewer = (search.group == search.group[largest]) & (layouts.replicas < layouts.replicas[largest])
+    assert fewer.any()
+    assert search.closed[fewer].all() == closes
+    assert search.closed[fewer].any() == closes
 
 
 def test_the_answer_asked_again_gives_the_same_bytes_and_the_same_search(serving: Path) -> None:

@@ -123,8 +123,14 @@ def test_failures_are_rows(training: Path) -> None:
     points = json.loads(result.stdout)["points"]
     assert [p["error"] is None for p in points] == [True, False, True]
     assert "not a multiple of dp x micro_batch" in points[1]["error"]
-    nothing = run("sweep", training, "--vary", "training.micro_batch=3,5")
-    assert (nothing.exit_code, "points failed" in nothing.stdout) == (2, True)
+
+
+def test_a_sweep_of_no_scenario_at_all_touches_no_file(training: Path, tmp_path: Path) -> None:
+    """A mistake in the factor, as a unit left out, must not make the mended command another sweep's."""
+    out = tmp_path / "none.csv"
+    nothing = run("sweep", training, "--vary", "training.micro_batch=3,5", "--out", out)
+    assert (nothing.exit_code, "not a multiple of dp x micro_batch" in nothing.stderr) == (2, True)
+    assert not list(tmp_path.glob("none*"))
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ MARKET = Market((OFFER, replace(OFFER, name="dear/h100", usd_per_gpu_hour=3.0)),
 
 
 def fleet(result: ServingResult = RESULT, **changes: object) -> alt.Fleet:
-    base = alt.Fleet(1, 8, 1, 1, exact(8.0), result, lambda _own: None, 0.0)
+    base = alt.Fleet(1, 8, 1, 1, 1, exact(8.0), result, lambda _own: None, 0.0)
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
