@@ -40,6 +40,7 @@ def test_card_of_a_device_nobody_measured_says_so(tmp_path: Path) -> None:
     assert "none on this device" in card
 
 
+@pytest.mark.slow
 def test_card_of_a_training_run(tmp_path: Path) -> None:
     card, _ = card_of(tmp_path, str(ROOT / "scenarios/own-moe-60k.yaml"))
     assert "| GPU hours |" in card

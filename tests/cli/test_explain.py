@@ -15,6 +15,7 @@ from moeplan.files.load import load
 from moeplan.planner.explain import NOISE, Explainer
 from moeplan.planner.explanations import RULES
 
+OTHERS = ("own-moe-60k.yaml", "lifecycle-finetune-serve.yaml")
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,7 +29,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("name", ["quickstart.yaml", "own-moe-60k.yaml", "lifecycle-finetune-serve.yaml"])
+@pytest.mark.parametrize("name", ["quickstart.yaml", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)])
 def test_every_leaf_is_explained(name: str) -> None:
     known = explainer(name)
     leaves = list(known.leaves())
@@ -49,9 +50,10 @@ def test_method_pages_and_sections_exist() -> None:
         assert not section or section in anchors(file), rule.method
 
 
+@pytest.mark.slow
 def test_rules_name_paths_and_values_that_exist() -> None:
     seen: set[str] = set()
-    for name in ("quickstart.yaml", "own-moe-60k.yaml", "lifecycle-finetune-serve.yaml"):
+    for name in ("quickstart.yaml", *OTHERS):
         known = explainer(name)
         for path in known.leaves():
             seen.add(path)

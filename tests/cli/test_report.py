@@ -167,6 +167,7 @@ def test_front_of_a_sweep_is_what_nothing_beats() -> None:
     assert drawn == best
 
 
+@pytest.mark.slow
 def test_report_of_a_hundred_thousand_points_stays_small(tmp_path: Path) -> None:
     assert len(render(sweep_page(large_sweep(100_000))).encode()) < 10e6
 

@@ -68,11 +68,13 @@ def test_bounds_are_measured_in_every_cell_and_small_far_from_saturation() -> No
     assert made.n_held_out == cells * sizes
 
 
+@pytest.mark.slow
 def test_a_fleet_that_scales_itself_keeps_its_size() -> None:
     fleet = "serving.fleet={autoscaling: {min_replicas: 1, max_replicas: 3, in_flight: 6}}"
     assert found(fleet).axes[1].nodes == (1.0,)
 
 
+@pytest.mark.slow
 def test_training_moves_tokens_ranks_and_price() -> None:
     scenario = load(ROOT / "scenarios/own-moe-60k.yaml")
     plan = simulate(scenario)
