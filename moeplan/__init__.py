@@ -14,21 +14,21 @@ from moeplan._version import __version__
 
 if TYPE_CHECKING:
     from moeplan.files.load import load
-    from moeplan.planner.compare import compare
-    from moeplan.planner.optimize import optimize
     from moeplan.planner.plan import simulate
-    from moeplan.planner.sensitivity import sensitivity
-    from moeplan.planner.sweep import sweep
+    from moeplan.planner.search.compare import compare
+    from moeplan.planner.search.optimize import optimize
+    from moeplan.planner.search.sensitivity import sensitivity
+    from moeplan.planner.search.sweep import sweep
 
 __all__ = ["__version__", "compare", "load", "optimize", "sensitivity", "simulate", "sweep"]
 
 _LAZY = {
     "load": "moeplan.files.load",
     "simulate": "moeplan.planner.plan",
-    "compare": "moeplan.planner.compare",
-    "optimize": "moeplan.planner.optimize",
-    "sensitivity": "moeplan.planner.sensitivity",
-    "sweep": "moeplan.planner.sweep",
+    "compare": "moeplan.planner.search.compare",
+    "optimize": "moeplan.planner.search.optimize",
+    "sensitivity": "moeplan.planner.search.sensitivity",
+    "sweep": "moeplan.planner.search.sweep",
 }
 
 

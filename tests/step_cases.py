@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.catalog.hardware_catalog import load_hardware
 from moeplan.spec.hardware import Hardware
 from moeplan.spec.model import (
     DenseMlp,

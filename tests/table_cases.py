@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from moeplan.costs import gemm
-from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.catalog.hardware_catalog import load_hardware
 from moeplan.spec.precision import FORMATS
 
 TRUTH = {**gemm.DEFAULTS, "compute_frac": 0.62, "memory_frac": 0.71, "launch_s": 7e-6, "fill_k": 300.0}

@@ -19,10 +19,10 @@ import pandas as pd
 
 from moeplan import metrics
 from moeplan.errors import input_error
-from moeplan.files.engine_defaults import default_engine
-from moeplan.files.hardware_catalog import load_hardware
-from moeplan.files.model_catalog import load_model
-from moeplan.files.model_data import default_routing
+from moeplan.files.catalog.engine_defaults import default_engine
+from moeplan.files.catalog.hardware_catalog import load_hardware
+from moeplan.files.catalog.model_catalog import load_model
+from moeplan.files.catalog.model_data import default_routing
 from moeplan.simulate.deployment import Deployment
 from moeplan.simulate.serving import EventLog, simulate_serving
 from moeplan.spec.layout import ServingLayout

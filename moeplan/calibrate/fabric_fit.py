@@ -23,7 +23,7 @@ from moeplan.costs.expert_exchange import moe_dispatch_time_s
 from moeplan.costs.fabrics import DEFAULTS
 from moeplan.costs.parameters import lookup
 from moeplan.errors import InputError, Problem
-from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.catalog.hardware_catalog import load_hardware
 from moeplan.provenance import Tier
 from moeplan.spec.hardware import Efficiency, Hardware, Link, OpParameters
 
@@ -104,7 +104,7 @@ def fit_fabrics(path: Path) -> list[FabricFit]:
 
 
 def document(fits: Sequence[FabricFit], source: str, today: str) -> dict[str, Any]:
-    """What `files.fitted` reads."""
+    """What `files.catalog.fitted` reads."""
     return {
         "fitted_on": today,
         "method": "docs/method/collectives.md",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moeplan.files.run_ledger import LedgerRow, hashes
+from moeplan.files.runs.run_ledger import LedgerRow, hashes
 
 Row = Mapping[str, Any]
 

@@ -17,7 +17,7 @@ from moeplan.calibrate.leakage import leakage
 from moeplan.calibrate.model_error import EVIDENCE, LEAST_GROUPS
 from moeplan.calibrate.model_error import LEAST_RUNS as LEAST_PUBLISHED
 from moeplan.calibrate.serving_runs import RowResult
-from moeplan.files.measured_runs import RunTable
+from moeplan.files.runs.measured_runs import RunTable
 from moeplan.spec.uncertainty import LogError, ModelError
 
 LEAST_RUNS = 3

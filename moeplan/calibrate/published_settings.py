@@ -8,9 +8,9 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from moeplan.files.engine_defaults import in_si
+from moeplan.files.catalog.engine_defaults import in_si
 from moeplan.files.locate import data_folder
-from moeplan.files.measured_runs import text_of
+from moeplan.files.runs.measured_runs import text_of
 from moeplan.files.yaml_tree import load_yaml
 
 Row = Mapping[str, Any]

@@ -13,8 +13,8 @@ from moeplan.calibrate.fit import TEST, Fit, NotConvergedError, TooFewRowsError,
 from moeplan.calibrate.tables import Group, cut, models_of, read
 from moeplan.calibrate.transfer import DONORS, Loan, leave_one_out, residuals
 from moeplan.errors import InputError, Problem
-from moeplan.files.fitted import Fits, Transfer, newest, read_document, write_document
-from moeplan.files.op_tables import OpTable, TableFile, table_record
+from moeplan.files.catalog.fitted import Fits, Transfer, newest, read_document, write_document
+from moeplan.files.runs.op_tables import OpTable, TableFile, table_record
 from moeplan.provenance import Tier
 from moeplan.spec.hardware import Efficiency, Hardware, OpParameters
 

@@ -12,7 +12,7 @@ import pandas as pd
 from moeplan.calibrate import serving_runs, training_runs
 from moeplan.calibrate.judge import Judged, Unanswered
 from moeplan.calibrate.serving_runs import RowResult
-from moeplan.files.measured_runs import RunTable, text_of
+from moeplan.files.runs.measured_runs import RunTable, text_of
 from moeplan.spec.uncertainty import ModelError
 
 Row = Mapping[str, Any]

@@ -13,11 +13,11 @@ from moeplan import metrics
 from moeplan.calibrate.disaggregated_runs import is_disaggregated, pool_layout, with_prefill
 from moeplan.calibrate.published_settings import published_settings
 from moeplan.errors import InputError
-from moeplan.files.engine_defaults import ENGINE_FIELDS, default_engine
-from moeplan.files.hardware_catalog import load_hardware
-from moeplan.files.measured_runs import text_of
-from moeplan.files.model_catalog import load_model
-from moeplan.files.model_data import default_routing
+from moeplan.files.catalog.engine_defaults import ENGINE_FIELDS, default_engine
+from moeplan.files.catalog.hardware_catalog import load_hardware
+from moeplan.files.catalog.model_catalog import load_model
+from moeplan.files.catalog.model_data import default_routing
+from moeplan.files.runs.measured_runs import text_of
 from moeplan.planner.serving import situation_of, tables_at_ends, tier_of
 from moeplan.planner.serving_result import latency_interval, rate_interval
 from moeplan.provenance import Tier

@@ -11,7 +11,7 @@ import pandas as pd
 from moeplan.calibrate.fit import TEST, split_of
 from moeplan.calibrate.op_model import OpModel, Place, usable
 from moeplan.calibrate.ops import OP_MODELS
-from moeplan.files.op_tables import OpTable, TableFile, check_unit, read_table
+from moeplan.files.runs.op_tables import OpTable, TableFile, check_unit, read_table
 from moeplan.spec.hardware import Hardware
 
 # Tables of `moeplan measure` that describe a machine; no operation takes its parameters from them.
@@ -54,7 +54,7 @@ def models_of(op: str) -> tuple[OpModel, ...]:
 
 
 def read(file: TableFile) -> OpTable:
-    """Read a table with the columns its models need. Raises InputError as `files.op_tables.read_table`."""
+    """Read a table with the columns its models need. Raises InputError as `files.runs.op_tables.read_table`."""
     models = models_of(file.op)
     columns = dict.fromkeys(column for model in models for column in model.columns)
     latencies = list(dict.fromkeys(model.latency[0] for model in models)) or ["latency_ms"]

@@ -29,7 +29,7 @@ from moeplan.costs.host import DEFAULTS, MOST_LAUNCHED_EXPERTS
 from moeplan.costs.parameters import lookup
 from moeplan.costs.projections import split
 from moeplan.errors import InputError
-from moeplan.files.measured_runs import text_of
+from moeplan.files.runs.measured_runs import text_of
 from moeplan.steps.training import training_step
 from moeplan.steps.training_layer import KERNELS
 
@@ -209,7 +209,7 @@ def held_out(known: list[Fact]) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def fitted_document(rows: Iterable[Row], source: str) -> dict[str, Any]:
-    """What `files.training_fits` reads, with held-out errors by family. ``source`` names the table."""
+    """What `files.catalog.training_fits` reads, with held-out errors by family. ``source`` names the table."""
     known = facts(rows)
     clocks = fit_clocks(known)
     host = fit_host(known, clocks)

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from moeplan.calibrate.serving_runs import Answer, RowResult
 from moeplan.errors import InputError
-from moeplan.files.hardware_catalog import load_hardware
-from moeplan.files.measured_runs import text_of
-from moeplan.files.model_catalog import load_model
-from moeplan.files.models.reader import read_model
+from moeplan.files.catalog.hardware_catalog import load_hardware
+from moeplan.files.catalog.model_catalog import load_model
+from moeplan.files.catalog.models.reader import read_model
+from moeplan.files.runs.measured_runs import text_of
 from moeplan.planner.intervals import from_log_error
 from moeplan.planner.training import predict_step, situation_of
 from moeplan.provenance import Tier

@@ -13,7 +13,7 @@ import numpy as np
 from moeplan.calibrate.fit import QUANTILES, Accuracy, accuracy
 from moeplan.calibrate.judge import predict
 from moeplan.calibrate.tables import Group
-from moeplan.files.fitted import Distance, Fits, Residual, Transfer, loans
+from moeplan.files.catalog.fitted import Distance, Fits, Residual, Transfer, loans
 from moeplan.spec.hardware import Device, Efficiency, Hardware
 
 # Who lends to whom, nearest first: the same architecture, then the nearest generation of the same vendor. Consumer

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from moeplan.calibrate.judge import Judged, Unanswered
     from moeplan.calibrate.serving_runs import RowResult
-    from moeplan.files.measured_runs import RunTable
+    from moeplan.files.runs.measured_runs import RunTable
 
 _CSV: dict[str, Any] = {"index": False, "float_format": "%.6g"}
 
@@ -102,10 +102,10 @@ def _judge_runs(
     """
     from moeplan.calibrate import judge, runs
     from moeplan.calibrate.leakage import leakage
+    from moeplan.files.catalog.model_data import load_model_error
     from moeplan.files.inert import inert_frame
-    from moeplan.files.measured_runs import read_predictions, read_runs
-    from moeplan.files.model_data import load_model_error
-    from moeplan.files.run_ledger import read_ledger, shipped_ledger
+    from moeplan.files.runs.measured_runs import read_predictions, read_runs
+    from moeplan.files.runs.run_ledger import read_ledger, shipped_ledger
 
     if held_out:
         raise click.UsageError("--held-out is about shapes of operation tables, not about runs")
@@ -141,8 +141,8 @@ def _judge_op_tables(runs: Path, held_out: bool, say: Callable[[str], None]) -> 
     from moeplan.calibrate import judge
     from moeplan.calibrate.tables import cut, read, table_ops
     from moeplan.errors import InputError, Problem, input_error
-    from moeplan.files.hardware_catalog import hardware_names, load_hardware
-    from moeplan.files.op_tables import find_tables
+    from moeplan.files.catalog.hardware_catalog import hardware_names, load_hardware
+    from moeplan.files.runs.op_tables import find_tables
 
     if runs.is_file() and runs.suffix != ".parquet":
         raise input_error(

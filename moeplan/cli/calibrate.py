@@ -55,10 +55,10 @@ def calibrate(
     from moeplan.calibrate.tables import table_ops
     from moeplan.cli.progress import progress
     from moeplan.errors import input_error
-    from moeplan.files.fitted import TRANSFER_FILE, read_transfer
-    from moeplan.files.hardware_catalog import hardware_names, load_hardware
+    from moeplan.files.catalog.fitted import TRANSFER_FILE, read_transfer
+    from moeplan.files.catalog.hardware_catalog import hardware_names, load_hardware
     from moeplan.files.locate import data_folder
-    from moeplan.files.op_tables import find_tables
+    from moeplan.files.runs.op_tables import find_tables
 
     known = hardware_names()
     _check_names("--device", devices, known)

@@ -32,9 +32,9 @@ def _own_runs(path: Path, out: Path | None, source: str, as_json: bool) -> int:
     from moeplan.calibrate.own_runs import Spread, own_updates
     from moeplan.cli.progress import progress
     from moeplan.errors import input_error
-    from moeplan.files.calibration import error_spreads, write_calibration
-    from moeplan.files.measured_runs import read_runs
-    from moeplan.files.model_data import load_model_error
+    from moeplan.files.catalog.model_data import load_model_error
+    from moeplan.files.runs.calibration import error_spreads, write_calibration
+    from moeplan.files.runs.measured_runs import read_runs
 
     spreads = {
         m: Spread(*(s[k] for k in ("between", "within", "n_runs", "n_groups"))) for m, s in error_spreads().items()
@@ -87,8 +87,8 @@ def _write_spreads(results: Sequence[RowResult], groups: Sequence[str], kind: st
     from dataclasses import asdict
 
     from moeplan.calibrate.own_runs import learn_spreads
-    from moeplan.files.calibration import error_spreads
-    from moeplan.files.fitted import write_document
+    from moeplan.files.catalog.fitted import write_document
+    from moeplan.files.runs.calibration import error_spreads
 
     fresh = {
         metric: {**{k: round(v, 4) for k, v in asdict(spread).items()}, "source": source}
@@ -103,7 +103,7 @@ def _fit_fabrics(published: Path, out: Path | None, source: str, as_json: bool) 
     from datetime import UTC, datetime
 
     from moeplan.calibrate.fabric_fit import document, fit_fabrics
-    from moeplan.files.fitted import FABRICS_FILE, write_document
+    from moeplan.files.catalog.fitted import FABRICS_FILE, write_document
     from moeplan.files.locate import data_folder
 
     found = document(fit_fabrics(published), source, datetime.now(UTC).date().isoformat())
@@ -127,10 +127,10 @@ def _learn_model_error(runs: Path, out: Path | None, source: str, as_json: bool)
     from moeplan.calibrate import model_error
     from moeplan.calibrate.runs import group_of, predict, without
     from moeplan.cli.progress import progress
-    from moeplan.files.calibration import error_spreads_path
-    from moeplan.files.measured_runs import read_runs
-    from moeplan.files.model_data import load_model_error, model_error_path, model_error_text
-    from moeplan.files.run_ledger import ledger_rows, shipped_ledger, write_ledger
+    from moeplan.files.catalog.model_data import load_model_error, model_error_path, model_error_text
+    from moeplan.files.runs.calibration import error_spreads_path
+    from moeplan.files.runs.measured_runs import read_runs
+    from moeplan.files.runs.run_ledger import ledger_rows, shipped_ledger, write_ledger
     from moeplan.files.write import write_text
 
     table, left_out = without(read_runs(runs), model_error.ANOMALOUS_SOURCES)

@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from moeplan.files.hardware_catalog import HardwareRecord
+    from moeplan.files.catalog.hardware_catalog import HardwareRecord
     from moeplan.provenance import Source
 
 
@@ -54,7 +54,7 @@ def catalog(what: str, name: str | None, update: Path | None, as_json: bool) -> 
 
 
 def _update(what: str, name: str | None, file: Path, as_json: bool) -> None:
-    from moeplan.files.price_quotes import keep_quotes
+    from moeplan.files.catalog.price_quotes import keep_quotes
 
     if what != "prices" or name is not None:
         raise click.UsageError("--update belongs to `moeplan catalog prices` without a name")
@@ -69,7 +69,7 @@ View = tuple[Any, "list[RenderableType]"]
 
 
 def _hardware(name: str | None) -> View:
-    from moeplan.files.hardware_catalog import hardware_names, hardware_record, load_hardware
+    from moeplan.files.catalog.hardware_catalog import hardware_names, hardware_record, load_hardware
 
     if name is not None:
         return _one_hardware(hardware_record(name))
@@ -150,7 +150,7 @@ def _one_hardware(record: HardwareRecord) -> View:
 
 
 def _models(name: str | None) -> View:
-    from moeplan.files.model_catalog import model_names
+    from moeplan.files.catalog.model_catalog import model_names
 
     if name is not None:
         return _one_model(name)
@@ -164,7 +164,7 @@ def _models(name: str | None) -> View:
 def _one_model(name: str) -> View:
     from moeplan.costs.memory import cache_bytes_per_sequence
     from moeplan.errors import InputError
-    from moeplan.files.model_catalog import load_model, model_names, model_record
+    from moeplan.files.catalog.model_catalog import load_model, model_names, model_record
     from moeplan.spec.precision import FORMATS
     from moeplan.units import format_bytes, format_tokens
 
@@ -214,8 +214,8 @@ def _one_model(name: str) -> View:
 
 
 def _prices(name: str | None) -> View:
-    from moeplan.files import price_catalog as prices
-    from moeplan.files.hardware_catalog import hardware_names
+    from moeplan.files.catalog import price_catalog as prices
+    from moeplan.files.catalog.hardware_catalog import hardware_names
 
     if name is None:
         return _price_overview()
@@ -230,7 +230,7 @@ def _prices(name: str | None) -> View:
 
 
 def _price_overview() -> View:
-    from moeplan.files import price_catalog as prices
+    from moeplan.files.catalog import price_catalog as prices
 
     offers = prices.offers().values()
     table = _table("hardware", "offers", "on demand, USD/GPU/h", "spot")
@@ -254,8 +254,8 @@ def _price_overview() -> View:
 
 
 def _prices_of(hardware: str) -> View:
-    from moeplan.files import price_catalog as prices
-    from moeplan.files.hardware_catalog import hardware_names, load_hardware
+    from moeplan.files.catalog import price_catalog as prices
+    from moeplan.files.catalog.hardware_catalog import hardware_names, load_hardware
 
     slugs = [hardware]
     if hardware in hardware_names() and (device := load_hardware(hardware).device.slug) != hardware:
@@ -289,7 +289,7 @@ def _prices_of(hardware: str) -> View:
 
 
 def _one_offer(name: str) -> View:
-    from moeplan.files import price_catalog as prices
+    from moeplan.files.catalog import price_catalog as prices
 
     row = prices.offer_row(name)
     table = _table("", "")
@@ -300,7 +300,7 @@ def _one_offer(name: str) -> View:
 
 
 def _api(model: str) -> View:
-    from moeplan.files.price_catalog import api_offers
+    from moeplan.files.catalog.price_catalog import api_offers
 
     offers = api_offers(model)
     table = _table("hosted offer", "input", "cached", "output", "batch in / out", "date")

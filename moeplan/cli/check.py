@@ -57,7 +57,7 @@ def _problems(error: InputError) -> dict[str, Any]:
 def _values(scenario: Scenario) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from moeplan.files.scenario_values import scenario_values
+    from moeplan.files.scenario.scenario_values import scenario_values
 
     values = {v.path: {"value": v.value, "origin": asdict(v.origin)} for v in scenario_values(scenario)}
     return {"ok": True, "scenario": scenario.name, "kind": scenario.kind, "problems": [], "values": values}
@@ -65,7 +65,7 @@ def _values(scenario: Scenario) -> dict[str, Any]:
 
 def _show(scenario: Scenario) -> None:
     from moeplan.errors import printable
-    from moeplan.files.scenario_values import scenario_values
+    from moeplan.files.scenario.scenario_values import scenario_values
 
     found = scenario_values(scenario)
     width = max(len(v.path) for v in found)

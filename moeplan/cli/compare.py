@@ -43,7 +43,7 @@ def compare(
     input; 3: none does.
     """
     from moeplan.cli.progress import progress
-    from moeplan.planner.compare import compare as run
+    from moeplan.planner.search.compare import compare as run
 
     def names(text: str | None) -> list[str]:
         return [] if text is None else [part.strip() for part in text.split(",")]

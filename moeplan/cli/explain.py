@@ -22,7 +22,7 @@ def explain(scenario: Path, path: str, overrides: tuple[str, ...], as_json: bool
 
     with progress("reading the scenario") as say:
         resolved = load(scenario, overrides)
-        from moeplan.planner.explain import Explainer
+        from moeplan.planner.answers.explain import Explainer
 
         say("planning")
         explainer = Explainer(resolved)

@@ -44,10 +44,10 @@ def import_(
     import json
 
     from moeplan.errors import InputError, Problem
-    from moeplan.files.imports.row import setup_of
-    from moeplan.files.imports.sidecar import read_sidecar
-    from moeplan.files.imports.table import Imported, import_file
-    from moeplan.files.measured_runs import write_runs
+    from moeplan.files.runs.imports.row import setup_of
+    from moeplan.files.runs.imports.sidecar import read_sidecar
+    from moeplan.files.runs.imports.table import Imported, import_file
+    from moeplan.files.runs.measured_runs import write_runs
 
     setup = setup_of(stated)
     if sidecar is not None:

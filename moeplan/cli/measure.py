@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from moeplan.files.measured_tables import Journal
+    from moeplan.files.runs.measured_tables import Journal
     from moeplan.measure.plan import Case
 
 ENGINE = "torch"
@@ -46,7 +46,7 @@ def measure(out: Path, plan: str, ops: tuple[str, ...], hardware: str | None, on
     if only_list:
         _print_list(cases(plan, chosen, n_gpus=8), as_json)
         return 0
-    from moeplan.files.measured_tables import Journal, write_tables
+    from moeplan.files.runs.measured_tables import Journal, write_tables
     from moeplan.measure import machine
     from moeplan.measure.run import run
 
@@ -76,7 +76,7 @@ def _check_ops(ops: tuple[str, ...], known: tuple[str, ...]) -> None:
 def _slug(stated: str | None, gpu: str) -> str:
     """Folder name of the measurements: the profile the user names, or the one of the GPU's product name."""
     from moeplan.errors import did_you_mean, input_error
-    from moeplan.files.hardware_catalog import hardware_names, hardware_of_gpu
+    from moeplan.files.catalog.hardware_catalog import hardware_names, hardware_of_gpu
 
     known = hardware_names()
     if stated is not None and stated not in known:

@@ -30,11 +30,11 @@ def monitor(plan: Path, observed: Path, false_alarms: float, as_json: bool) -> i
     from dataclasses import asdict
 
     from moeplan.errors import input_error
-    from moeplan.files.imports.table import model_of
-    from moeplan.files.observed import read_observed
     from moeplan.files.plan_json import read_plan
-    from moeplan.planner.monitor import monitor as compare
-    from moeplan.planner.monitor import planned_values
+    from moeplan.files.runs.imports.table import model_of
+    from moeplan.files.runs.observed import read_observed
+    from moeplan.planner.watch.monitor import monitor as compare
+    from moeplan.planner.watch.monitor import planned_values
 
     promised = read_plan(plan)
     if promised.serving is None:

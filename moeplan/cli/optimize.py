@@ -49,7 +49,7 @@ def optimize(
     Exit code 0: found; 2: bad input; 3: nothing meets every check (the least far off is shown).
     """
     from moeplan.cli.progress import progress_bar
-    from moeplan.planner.optimize import optimize as run
+    from moeplan.planner.search.optimize import optimize as run
 
     lists = {"hardware": hardware, "models": models, "precision": precision, "offers": offers}
     options = {"by": by, "gpus": gpus, "simulations": simulations}

@@ -58,8 +58,8 @@ def report_of_plan(scenario: Scenario, plan: Plan, report: Path | None, figures:
     if report is None and figures is None:
         return
     from moeplan.cli.progress import progress_bar
-    from moeplan.planner.exhibits import exhibits
-    from moeplan.planner.surface import surface
+    from moeplan.planner.answers.exhibits import exhibits
+    from moeplan.planner.answers.surface import surface
     from moeplan.report.plan_page import plan_page
 
     shown = exhibits(scenario, plan)

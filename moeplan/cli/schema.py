@@ -13,7 +13,7 @@ def schema(markdown: bool, plan: bool, as_json: bool) -> int:
     """Print the JSON Schema of scenario files."""
     import json
 
-    from moeplan.files.schema_document import json_schema, reference_page
+    from moeplan.files.scenario.schema_document import json_schema, reference_page
 
     if markdown and (as_json or plan):
         raise click.UsageError("--markdown excludes --json and --plan")

@@ -58,8 +58,8 @@ def sensitivity(
     from typing import cast
 
     from moeplan.cli.progress import progress_bar
-    from moeplan.planner.sensitivity import Method
-    from moeplan.planner.sensitivity import sensitivity as run
+    from moeplan.planner.search.sensitivity import Method
+    from moeplan.planner.search.sensitivity import sensitivity as run
 
     require_report(report, figures)
     with progress_bar("planning") as told:

@@ -46,7 +46,7 @@ def simulate(
 
         plan = make_plan(resolved, progress=say)
         if not plan.feasible:
-            from moeplan.planner.next_step import with_next_step
+            from moeplan.planner.answers.next_step import with_next_step
 
             say("looking for what helps")
             plan = with_next_step(resolved, plan)
@@ -57,7 +57,7 @@ def simulate(
         write_text(out, text)
     if card is not None:
         from moeplan.files.write import write_text
-        from moeplan.planner.exhibits import exhibits
+        from moeplan.planner.answers.exhibits import exhibits
         from moeplan.report.card import plan_card
 
         write_text(card, plan_card(resolved, plan, exhibits(resolved, plan)))

@@ -56,8 +56,8 @@ def sweep(
 
     from moeplan.cli.progress import progress_bar
     from moeplan.errors import input_error
-    from moeplan.planner.design import Design
-    from moeplan.planner.sweep import sweep as run
+    from moeplan.planner.search.design import Design
+    from moeplan.planner.search.sweep import sweep as run
 
     if jobs is not None and scheduler is not None:
         raise input_error("--jobs", "the cluster of --scheduler has its own workers")

@@ -12,6 +12,7 @@ from moeplan.spec.prices import Money, Ownership
 
 PERIOD_MONTHS = 1.0  # interest is compounded monthly
 _PERIODS_PER_YEAR = 12.0
+_NO_INTEREST = 1e-12  # interest over a whole loan below this is rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +118,9 @@ def annuity(principal: float, rate_frac: float, n_periods: float, final_value: f
     """
     if n_periods <= 0.0:
         raise ValueError(f"n_periods must be above zero (got {n_periods})")
-    discount = -math.expm1(-n_periods * math.log1p(rate_frac))  # 1 - (1+i)^-n, exact also for small i
-    if discount == 0.0:
+    if rate_frac * n_periods < _NO_INTEREST:
         return (principal - final_value) / n_periods
+    discount = -math.expm1(-n_periods * math.log1p(rate_frac))  # 1 - (1+i)^-n, exact also for small i
     return (principal - final_value * (1.0 - discount)) * rate_frac / discount
 
 

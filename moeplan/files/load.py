@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from moeplan.files.overrides import read_tree
-from moeplan.files.resolve import resolve
+from moeplan.files.scenario.overrides import read_tree
+from moeplan.files.scenario.resolve import resolve
 from moeplan.spec.scenario import Scenario
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from moeplan.files.measured_tables import Entry, Journal
+from moeplan.files.runs.measured_tables import Entry, Journal
 from moeplan.measure.plan import Case
 
 Done = Callable[[Case], None]

@@ -8,8 +8,8 @@ from typing import Any
 
 from moeplan._version import __version__
 from moeplan.planner import verdicts as v
-from moeplan.planner.finance import finance
-from moeplan.planner.lifecycle import first_month_cheaper, spent_by
+from moeplan.planner.money.finance import finance
+from moeplan.planner.money.lifecycle import first_month_cheaper, spent_by
 from moeplan.planner.serving import ServingOutcome, plan_serving
 from moeplan.planner.training import TrainingOutcome, plan_training
 from moeplan.simulate.arrivals import draw_requests

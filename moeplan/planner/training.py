@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moeplan.planner.intervals import from_log_error, operations_used, worst_tier
-from moeplan.planner.rollout import generate, with_rollout
+from moeplan.planner.money.rollout import generate, with_rollout
 from moeplan.planner.routing import routing_result
 from moeplan.planner.training_run import plan_run
 from moeplan.provenance import Tier

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 
 from moeplan.errors import printable
 from moeplan.files.plan_row import plan_digest
-from moeplan.files.scenario_values import Value, scenario_values
-from moeplan.planner.exhibits import Exhibits
-from moeplan.planner.explain import learnt_errors
+from moeplan.files.scenario.scenario_values import Value, scenario_values
+from moeplan.planner.answers.exhibits import Exhibits
+from moeplan.planner.answers.explain import learnt_errors
 from moeplan.provenance import Tier
 from moeplan.report.terminal import REMARKS, dollars, headline, number, seconds
 from moeplan.spec.plan import Plan, Q

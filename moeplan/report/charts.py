@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from moeplan.planner.exhibits import Exhibits
+from moeplan.planner.answers.exhibits import Exhibits
 from moeplan.report.figures import HEIGHT, PALETTE, Figure, figure, plotting
 from moeplan.spec.plan import Plan
 

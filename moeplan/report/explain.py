@@ -7,7 +7,7 @@ import math
 from rich.console import Console
 from rich.text import Text
 
-from moeplan.planner.explain import Explained, Link
+from moeplan.planner.answers.explain import Explained, Link
 
 _LONGEST = 400  # characters of one input
 

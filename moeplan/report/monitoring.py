@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moeplan.planner.monitor import Report, Watched
+from moeplan.planner.watch.monitor import Report, Watched
 
 # metric -> (as shown, how many of that unit are one of ours)
 _SHOWN = {

@@ -17,7 +17,7 @@ from typing import Any
 
 from moeplan._version import __version__
 from moeplan.errors import printable
-from moeplan.planner.surface import Surface
+from moeplan.planner.answers.surface import Surface
 from moeplan.report.figures import Figure, converter, theme
 
 _POLICY = (

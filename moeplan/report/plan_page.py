@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from moeplan.files.plan_json import plan_to_json
-from moeplan.planner.exhibits import Exhibits
-from moeplan.planner.surface import Surface
+from moeplan.planner.answers.exhibits import Exhibits
+from moeplan.planner.answers.surface import Surface
 from moeplan.report.charts import plan_figures, words
 from moeplan.report.figures import Figure
 from moeplan.report.page import Cell, Grid, Page, Section, Sentence, finite

@@ -8,8 +8,8 @@ from shlex import quote
 from rich.console import Console
 from rich.text import Text
 
-from moeplan.planner.compare import Compared, Entry, figure_name
-from moeplan.planner.search_result import Candidate, Search
+from moeplan.planner.search.compare import Compared, Entry, figure_name
+from moeplan.planner.search.search_result import Candidate, Search
 from moeplan.report.whatif import cell_text, number, seconds, table_of
 
 NAMES = {

@@ -9,13 +9,13 @@ import numpy as np
 
 from moeplan.calibrate.left_out import LeftOut, leave_out
 from moeplan.calibrate.runs import group_of
-from moeplan.files.model_data import load_model_error
+from moeplan.files.catalog.model_data import load_model_error
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from moeplan.calibrate.serving_runs import RowResult
-    from moeplan.files.measured_runs import RunTable
+    from moeplan.files.runs.measured_runs import RunTable
 
 _LEAST_ROWS, _N_WORST = 3, 15
 _BY = ("model", "hardware", "engine", "load")

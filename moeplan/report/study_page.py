@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moeplan.files.result_json import to_json
-from moeplan.planner.compare import Compared, figure_name
-from moeplan.planner.search_result import Candidate, Search
-from moeplan.planner.sensitivity import Sensitivity
+from moeplan.planner.search.compare import Compared, figure_name
+from moeplan.planner.search.search_result import Candidate, Search
+from moeplan.planner.search.sensitivity import Sensitivity
 from moeplan.report.charts import bars, plan_figures, tip, wide, words
 from moeplan.report.figures import PALETTE, Figure, figure, plotting
 from moeplan.report.page import Cell, Grid, Page, Section, Sentence, finite

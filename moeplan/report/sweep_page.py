@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeplan.files.sweep_results import SweepPoint
-from moeplan.planner.sweep import Sweep
+from moeplan.planner.search.sweep import Sweep
 from moeplan.report.charts import tip, toggled, wide
 from moeplan.report.figures import PALETTE, Figure, figure, plotting
 from moeplan.report.page import Cell, Grid, Page, Section, Sentence

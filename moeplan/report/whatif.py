@@ -11,8 +11,8 @@ from rich.text import Text
 
 from moeplan.errors import printable
 from moeplan.files.plan_row import Cell
-from moeplan.planner.sensitivity import Sensitivity
-from moeplan.planner.sweep import Sweep
+from moeplan.planner.search.sensitivity import Sensitivity
+from moeplan.planner.search.sweep import Sweep
 
 _SHOWN = 40  # rows of a sweep on a terminal; the rest is in the results file
 COLUMNS = (

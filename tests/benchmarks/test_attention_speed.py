@@ -12,7 +12,7 @@ from moeplan.costs.attention import (
     prefill_attention_time_s,
 )
 from moeplan.costs.latent_attention import MLA_DECODE_DEFAULTS, mla_decode_time_s
-from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.catalog.hardware_catalog import load_hardware
 from moeplan.spec.precision import FORMATS
 
 N = 20_000  # shapes a call: arrays that stay in cache

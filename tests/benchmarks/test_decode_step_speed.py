@@ -7,7 +7,7 @@ import pytest
 from numba import njit
 from step_cases import BF16, engine, hardware
 
-from moeplan.files.model_catalog import load_model
+from moeplan.files.catalog.model_catalog import load_model
 from moeplan.kernels.engine_grids import interpolate, interpolate2
 from moeplan.kernels.engine_iteration import host_time_s
 from moeplan.simulate.pool import kernel_table

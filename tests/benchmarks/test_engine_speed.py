@@ -16,7 +16,7 @@ from serving_cases import engine, fixed, table
 from step_cases import BF16, hardware
 from step_cases import engine as step_engine
 
-from moeplan.files.model_catalog import load_model
+from moeplan.files.catalog.model_catalog import load_model
 from moeplan.simulate.arrivals import draw_requests
 from moeplan.simulate.pool import ReplicaPool
 from moeplan.simulate.serving import engine_limits, simulate_serving

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from moeplan.files.question import ask
-from moeplan.files.search_section import read_search
-from moeplan.planner.optimize import optimize
-from moeplan.planner.optimize_serving import assess_layouts
-from moeplan.planner.search_space import sites
+from moeplan.files.scenario.question import ask
+from moeplan.files.scenario.search_section import read_search
+from moeplan.planner.search.optimize import optimize
+from moeplan.planner.search.optimize_serving import assess_layouts
+from moeplan.planner.search.search_space import sites
 
 LAYOUTS_PER_S = 50_000.0
 SEARCH_S = 10.0

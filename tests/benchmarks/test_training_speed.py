@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from step_cases import UNIFORM, hardware, work
 
-from moeplan.files.model_catalog import load_model
+from moeplan.files.catalog.model_catalog import load_model
 from moeplan.simulate.training_run import simulate_runs
 from moeplan.spec.layout import TrainingLayout
 from moeplan.spec.workload import Reliability

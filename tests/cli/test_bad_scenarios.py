@@ -387,7 +387,7 @@ def test_no_price_lists_offers(tmp_path: Path) -> None:
 
 
 def test_offer_of_other_hardware(tmp_path: Path) -> None:
-    from moeplan.files.price_catalog import offers_for
+    from moeplan.files.catalog.price_catalog import offers_for
 
     path = tmp_path / "s.yaml"
     path.write_text(with_line(SERVING, 14, f"price: {offers_for('h200-sxm')[0].name}"))

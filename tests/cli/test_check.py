@@ -259,7 +259,7 @@ def test_damaged_scenarios_are_refused_or_read(seed: int) -> None:
     """Random damage to the starters ends in a scenario or in an InputError, never in another exception."""
     from moeplan.errors import InputError
     from moeplan.files.locate import data_folder
-    from moeplan.files.resolve import resolve
+    from moeplan.files.scenario.resolve import resolve
     from moeplan.files.yaml_tree import parse_yaml
 
     rng = random.Random(seed)

@@ -12,8 +12,8 @@ from scenario_files import SERVING, TRAINING, run
 import moeplan
 from moeplan.files.load import load
 from moeplan.files.plan_json import plan_from_json, plan_to_json
-from moeplan.planner.compare import _pair, compare
 from moeplan.planner.plan import simulate
+from moeplan.planner.search.compare import _pair, compare
 from moeplan.spec.plan import Q
 
 SMALL = SERVING.replace("    output_tokens: 200\n", "    output_tokens: 200\n    requests: 300\n")

@@ -19,7 +19,7 @@ from pages import masked, run, steps
 
 from moeplan.cli import main
 from moeplan.cli.reference import cli_markdown
-from moeplan.files.schema_document import json_schema
+from moeplan.files.scenario.schema_document import json_schema
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from moeplan.cli import main
 from moeplan.files.load import load
-from moeplan.planner.explain import NOISE, Explainer
-from moeplan.planner.explanations import RULES
+from moeplan.planner.answers.explain import NOISE, Explainer
+from moeplan.planner.answers.explanations import RULES
 
 OTHERS = ("own-moe-60k.yaml", "lifecycle-finetune-serve.yaml")
 ROOT = Path(__file__).parents[2]

@@ -297,8 +297,8 @@ def test_hostile_model_names_come_out_nowhere(name: str, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_memory_does_not_grow_with_requests(tmp_path: Path) -> None:
     """A file four times as long takes no more memory."""
-    from moeplan.files.imports.row import Setup
-    from moeplan.files.imports.table import import_file
+    from moeplan.files.runs.imports.row import Setup
+    from moeplan.files.runs.imports.table import import_file
 
     stated = Setup("Qwen3-30B-A3B", "h200-sxm", 1.0, engine="vllm", load="poisson", requests_per_s=1.0)
     peaks = []

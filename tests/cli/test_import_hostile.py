@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from moeplan.cli import main
 from moeplan.errors import InputError
-from moeplan.files.imports import table
-from moeplan.files.imports.document import documents
-from moeplan.files.imports.row import Setup
+from moeplan.files.runs.imports import table
+from moeplan.files.runs.imports.document import documents
+from moeplan.files.runs.imports.row import Setup
 from tests.import_cases import AIPERF, GUIDELLM, INFERENCEX, LLMPERF, SGLANG, VLLM
 
 ALL = {"vllm": VLLM, "sglang": SGLANG, "aiperf": AIPERF, "guidellm": GUIDELLM, "llmperf": LLMPERF, "x": INFERENCEX}

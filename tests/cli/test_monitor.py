@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from moeplan.cli import main
 from moeplan.files.plan_json import read_plan
-from moeplan.planner.monitor import planned_values
+from moeplan.planner.watch.monitor import planned_values
 
 
 def run(*args: object):

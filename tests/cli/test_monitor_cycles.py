@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moeplan.planner.cycles import DAY_S, without_cycles
-from moeplan.planner.sequential import changes, thinned
+from moeplan.planner.watch.cycles import DAY_S, without_cycles
+from moeplan.planner.watch.sequential import changes, thinned
 
 HOUR_S = 3600.0
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from moeplan.cli import main
-from moeplan.files.observed import read_observed
+from moeplan.files.runs.observed import read_observed
 
 
 def matrix(name: str, labels: dict[str, str], values: list[tuple[float, float]]) -> dict[str, object]:

@@ -14,14 +14,14 @@ from scenario_files import SERVING, TRAINING, run
 import moeplan
 from moeplan.files.load import load
 from moeplan.files.plan_json import plan_to_json
-from moeplan.files.question import ask
-from moeplan.files.search_section import read_search
-from moeplan.planner.optimize import optimize
-from moeplan.planner.optimize_search import ServingSearch, pareto
-from moeplan.planner.optimize_serving import Outcome, assess_layouts, scenario_of, simulated
-from moeplan.planner.optimize_training import TrainingSearch
+from moeplan.files.scenario.question import ask
+from moeplan.files.scenario.search_section import read_search
 from moeplan.planner.plan import simulate
-from moeplan.planner.search_space import sites
+from moeplan.planner.search.optimize import optimize
+from moeplan.planner.search.optimize_search import ServingSearch, pareto
+from moeplan.planner.search.optimize_serving import Outcome, assess_layouts, scenario_of, simulated
+from moeplan.planner.search.optimize_training import TrainingSearch
+from moeplan.planner.search.search_space import sites
 from moeplan.steps.memory import serving_memory, serving_memory_by_limits
 
 SMALL = SERVING.replace("    output_tokens: 200\n", "    output_tokens: 200\n    requests: 300\n").replace(
@@ -134,7 +134,7 @@ def test_a_budget_missed_says_nothing_of_fewer_replicas(
     layouts = assess_layouts(question, wanted, found, 4)
     search = ServingSearch(layouts, wanted.by, 100, lambda _done, _most: None)
     outcome = Outcome({"usd_per_month": 1.0}, {missed: 1.1}, 1, 0.1)
-    monkeypatch.setattr("moeplan.planner.optimize_search.simulated", lambda _scenario, priced: outcome)
+    monkeypatch.setattr("moeplan.planner.search.optimize_search.simulated", lambda _scenario, priced: outcome)
     largest = int(np.argmax(np.where(search.possible, layouts.replicas, 0)))
     search.simulate(largest)
     fewer = (search.group == search.group[largest]) & (layouts.replicas < layouts.replicas[largest])

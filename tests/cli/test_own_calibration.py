@@ -151,7 +151,7 @@ def test_three_published_runs_help_the_rest_of_their_group(tmp_path: Path) -> No
     out = tmp_path / "rows.csv"
     assert run("accuracy", RUNS, "--out", out, "--json").exit_code == 0
     from moeplan.calibrate.own_runs import Spread, update
-    from moeplan.files.calibration import error_spreads
+    from moeplan.files.runs.calibration import error_spreads
 
     known = error_spreads()["step"]
     spread = Spread(known["between"], known["within"], known["n_runs"], known["n_groups"])

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from moeplan.cli import main
 from moeplan.files.sweep_results import SweepPoint
-from moeplan.planner.surface import interpolated
-from moeplan.planner.sweep import Sweep
+from moeplan.planner.answers.surface import interpolated
+from moeplan.planner.search.sweep import Sweep
 from moeplan.report.page import Page, Section, Sentence, inert_json, render
 from moeplan.report.plan_page import at
 from moeplan.report.sweep_page import sweep_page

@@ -11,8 +11,8 @@ from scenario_files import SERVING, TRAINING, run
 import moeplan
 from moeplan.files.load import load
 from moeplan.planner.plan import simulate
-from moeplan.planner.sensitivity import sensitivity
-from moeplan.planner.what_if import ablations
+from moeplan.planner.search.sensitivity import sensitivity
+from moeplan.planner.search.what_if import ablations
 
 DENSE = (
     TRAINING.replace("OLMoE-1B-7B", "Qwen2.5-7B").replace(", ep: 8", ", zero: 3").replace("1B tokens", "100M tokens")

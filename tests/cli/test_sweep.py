@@ -18,11 +18,11 @@ from scenario_files import SERVING, TRAINING, run
 from moeplan.errors import InputError
 from moeplan.files.load import load
 from moeplan.files.plan_row import plan_digest
-from moeplan.files.question import ask
-from moeplan.files.vary import read_factors
-from moeplan.planner.design import design_points, unit_cube
+from moeplan.files.scenario.question import ask
+from moeplan.files.scenario.vary import read_factors
 from moeplan.planner.plan import simulate
-from moeplan.planner.sweep import sweep
+from moeplan.planner.search.design import design_points, unit_cube
+from moeplan.planner.search.sweep import sweep
 
 DENSE = TRAINING.replace("OLMoE-1B-7B", "Qwen2.5-7B").replace(", ep: 8", "").replace("1B tokens", "100M tokens")
 VARY = ("training.overlap=0,0.25,0.5,1", "training.layout.zero=2,3")

@@ -30,7 +30,7 @@ from moeplan.costs import (
 )
 from moeplan.costs import latent_attention as latent
 from moeplan.costs import money as money_costs
-from moeplan.files.model_catalog import load_model
+from moeplan.files.catalog.model_catalog import load_model
 from moeplan.provenance import Kind, Source
 from moeplan.spec.hardware import Device, Efficiency, Hardware, Host, Link
 from moeplan.spec.model import (

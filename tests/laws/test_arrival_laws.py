@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from serving_cases import fixed, recorded
 
-from moeplan.files.resolve_traffic import diurnal_steps
-from moeplan.files.schema_traffic import DiurnalFile
+from moeplan.files.scenario.resolve_traffic import diurnal_steps
+from moeplan.files.scenario.schema_traffic import DiurnalFile
 from moeplan.simulate.arrivals import draw_requests, invert_rate
 from moeplan.simulate.conversations import UNIT_TOKENS
 from moeplan.spec.workload import (

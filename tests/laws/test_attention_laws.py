@@ -19,7 +19,7 @@ from moeplan.costs.latent_attention import (
     mla_decode_time_s,
     mla_prefill_time_s,
 )
-from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.catalog.hardware_catalog import load_hardware
 from moeplan.spec.precision import FORMATS
 
 DEVICES = {name: load_hardware(name).device for name in ("h200-sxm", "b200-sxm", "l40s", "a100-sxm-80gb", "mi300x")}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moeplan.costs import attention, collectives, expert_exchange, experts, gemm, latent_attention
 from moeplan.costs.parameters import ESTIMATES, lookup
-from moeplan.files.hardware_catalog import hardware_names, load_hardware
+from moeplan.files.catalog.hardware_catalog import hardware_names, load_hardware
 from moeplan.provenance import Tier
 from moeplan.spec.precision import FORMATS
 

@@ -11,7 +11,7 @@ from step_cases import BF16, engine, hardware, moe, work
 import moeplan
 from moeplan.costs.expert_exchange import distinct_groups
 from moeplan.costs.routing import token_copies
-from moeplan.files.model_catalog import load_model
+from moeplan.files.catalog.model_catalog import load_model
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.routing import Correlation, Popularity, RoutingAssumption
 from moeplan.steps.compiled import step_parts_s

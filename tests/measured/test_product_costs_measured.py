@@ -12,7 +12,7 @@ import pytest
 from moeplan.costs.experts import expert_ffn_time_s
 from moeplan.costs.gemm import gemm_time_s
 from moeplan.costs.parameters import lookup
-from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.catalog.hardware_catalog import load_hardware
 from moeplan.spec.precision import FORMATS
 
 SHARED = Path(os.environ.get("MOEPLAN_SHARED", Path(__file__).parents[3] / "shared"))

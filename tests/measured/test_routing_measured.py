@@ -20,8 +20,8 @@ from moeplan.costs import routing as expert_routing
 from moeplan.costs.experts import expert_ffn_time_s
 from moeplan.costs.parameters import lookup
 from moeplan.costs.placement import place, slot_share
-from moeplan.files.model_catalog import load_model, read_config
-from moeplan.files.models.reader import read_model
+from moeplan.files.catalog.model_catalog import load_model, read_config
+from moeplan.files.catalog.models.reader import read_model
 from moeplan.spec.layout import ServingLayout
 from moeplan.spec.precision import FORMATS
 from moeplan.spec.routing import Popularity, RoutingAssumption

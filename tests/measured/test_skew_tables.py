@@ -15,8 +15,8 @@ import pytest
 
 from moeplan.calibrate.judge import predict
 from moeplan.calibrate.tables import Group, cut, read, table_ops
-from moeplan.files.hardware_catalog import hardware_names, load_hardware
-from moeplan.files.op_tables import find_tables
+from moeplan.files.catalog.hardware_catalog import hardware_names, load_hardware
+from moeplan.files.runs.op_tables import find_tables
 from moeplan.spec.hardware import Hardware
 
 SHARED = Path(os.environ.get("MOEPLAN_SHARED", Path(__file__).parents[2].parent / "shared"))

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from step_cases import BF16, engine, hardware
 
-from moeplan.files.model_catalog import load_model, read_config
-from moeplan.files.models.reader import read_model
+from moeplan.files.catalog.model_catalog import load_model, read_config
+from moeplan.files.catalog.models.reader import read_model
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.scenario import RoutingAssumption
 from moeplan.spec.workload import TrainingWork
@@ -97,8 +97,9 @@ def single_gpu_runs():
     for r in runs[runs.status == "ok"].itertuples():
         layout = TrainingLayout(recompute="full" if r.act_ckpt else "none", zero_stage=0)
         job = TrainingWork(
-            "full_finetune", 1e9, r.seq, r.micro_batch, r.micro_batch, "bf16", "adamw_bf16", False, 2.0, None, 1.0, 0.8
-        )
+            "full_finetune", 1e9, r.seq, r.micro_batch, r.micro_batch, "bf16", "adamw_bf16", False, 2.0, None, 1.0, 0.8,
+            fused_kernels=False,
+        )  # fmt: skip
         yield r, models[r.model], layout, job
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from moeplan.calibrate.training_fit import _Table, facts, fit_clocks, fit_host
 from moeplan.costs.host import DEFAULTS
-from moeplan.files.measured_runs import read_runs
-from moeplan.files.training_fits import read_training_fits
+from moeplan.files.catalog.training_fits import read_training_fits
+from moeplan.files.runs.measured_runs import read_runs
 
 SHARED = Path(os.environ.get("MOEPLAN_SHARED", Path(__file__).parents[2].parent / "shared"))
 RUNS = SHARED / "measured" / "training.csv"

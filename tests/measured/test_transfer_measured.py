@@ -18,7 +18,7 @@ from moeplan.costs.experts import expert_ffn_time_s
 from moeplan.costs.gemm import gemm_time_s
 from moeplan.costs.latent_attention import mla_decode_time_s
 from moeplan.costs.parameters import lookup
-from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.catalog.hardware_catalog import load_hardware
 from moeplan.provenance import Tier
 from moeplan.spec.precision import FORMATS
 

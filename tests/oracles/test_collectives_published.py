@@ -8,7 +8,7 @@ import pytest
 from moeplan.costs import collectives, expert_exchange
 from moeplan.costs.fabrics import DEFAULTS as UNKNOWN_NETWORK
 from moeplan.costs.fabrics import fabric_of
-from moeplan.files.fitted import fabric_parameters
+from moeplan.files.catalog.fitted import fabric_parameters
 from moeplan.spec.hardware import Device, Efficiency, Hardware, Host, Link
 
 

@@ -22,8 +22,8 @@ from moeplan.costs.money import (
     payback_months,
 )
 from moeplan.costs.reliability import goodput_frac
-from moeplan.planner.budget import cheapest_fitting, largest_scale, most_units, probability_inside
-from moeplan.planner.money import reported
+from moeplan.planner.money.budget import cheapest_fitting, largest_scale, most_units, probability_inside
+from moeplan.planner.money.money import reported
 from moeplan.provenance import Kind, Source
 from moeplan.simulate.training_run import simulate_runs
 from moeplan.spec.plan import Q

@@ -15,7 +15,7 @@ from moeplan.costs.memory import (
     vocabulary_params,
 )
 from moeplan.costs.model_state import adapter_params
-from moeplan.files.model_catalog import load_model, model_names
+from moeplan.files.catalog.model_catalog import load_model, model_names
 from moeplan.spec.kv import kv_bytes_per_sequence, state_bytes_per_sequence
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.precision import FORMATS

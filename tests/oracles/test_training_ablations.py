@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from moeplan.files.hardware_catalog import load_hardware
-from moeplan.files.model_catalog import load_model
+from moeplan.files.catalog.hardware_catalog import load_hardware
+from moeplan.files.catalog.model_catalog import load_model
 from moeplan.spec.layout import StagePlan, TrainingLayout
 from moeplan.spec.model import ModelArchitecture
 from moeplan.spec.routing import BALANCED, RoutingAssumption

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from step_cases import HIDDEN, attention, dense, model, work
 
-from moeplan.files.model_catalog import load_model
+from moeplan.files.catalog.model_catalog import load_model
 from moeplan.steps.training_flop import model_flop_per_token
 
 

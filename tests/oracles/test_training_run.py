@@ -9,7 +9,7 @@ import pytest
 
 from moeplan.costs.model_state import checkpoint_bytes
 from moeplan.costs.reliability import daly_interval_s, failure_rates_per_s, goodput_frac, young_interval_s
-from moeplan.files.model_catalog import load_model
+from moeplan.files.catalog.model_catalog import load_model
 from moeplan.simulate.training_run import LEDGER, RunSample, simulate_runs
 from moeplan.spec.workload import Reliability, TrainingWork
 

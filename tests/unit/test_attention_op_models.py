@@ -9,7 +9,7 @@ import pytest
 from moeplan.calibrate.fit import fit_rows
 from moeplan.calibrate.op_model import Place, usable
 from moeplan.calibrate.ops import OP_MODELS, attention, mla, mla_module
-from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.catalog.hardware_catalog import load_hardware
 from moeplan.steps.operations import Operations
 
 H200 = load_hardware("h200-sxm")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from serving_cases import closed_loop, engine, recorded, table
 
-from moeplan.files.engine_defaults import default_engine
-from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.catalog.engine_defaults import default_engine
+from moeplan.files.catalog.hardware_catalog import load_hardware
 from moeplan.simulate.serving import simulate_serving
 from moeplan.spec.fleet import PLAIN_FLEET
 from moeplan.spec.hardware import Device

@@ -13,7 +13,7 @@ from moeplan.cli import main
 from moeplan.costs import collectives
 from moeplan.costs.fabrics import fabric_of
 from moeplan.costs.parameters import lookup
-from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.catalog.hardware_catalog import load_hardware
 
 
 def row(**values):

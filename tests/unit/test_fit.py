@@ -12,7 +12,7 @@ from table_cases import TRUTH, gemm_frame
 from moeplan.calibrate import fit
 from moeplan.calibrate.op_model import Place, usable
 from moeplan.calibrate.ops import gemm, moe
-from moeplan.files.hardware_catalog import load_hardware
+from moeplan.files.catalog.hardware_catalog import load_hardware
 
 PLACE = Place("h100-sxm", "gemm", "vllm")
 H100 = load_hardware("h100-sxm")

@@ -10,8 +10,8 @@ from moeplan.costs import expert_exchange
 from moeplan.costs.parameters import ESTIMATES, lookup
 from moeplan.costs.transfer import Scale, n_lenders, scaled, sm_clock_per_s
 from moeplan.errors import InputError
-from moeplan.files.fitted import Transfer, efficiency_of, loans, newest, read_fits, write_document
-from moeplan.files.hardware_catalog import hardware_names, load_hardware
+from moeplan.files.catalog.fitted import Transfer, efficiency_of, loans, newest, read_fits, write_document
+from moeplan.files.catalog.hardware_catalog import hardware_names, load_hardware
 from moeplan.provenance import Tier
 from moeplan.spec.hardware import Device, OpParameters
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 from step_cases import BF16, engine, hardware, work
 
-from moeplan.files.model_catalog import load_model
+from moeplan.files.catalog.model_catalog import load_model
 from moeplan.spec.layout import ServingLayout, TrainingLayout
 from moeplan.spec.workload import TrainingWork
 from moeplan.steps.fix import smallest_serving_fix, smallest_training_fix

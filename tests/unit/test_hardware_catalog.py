@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from moeplan.errors import InputError
-from moeplan.files.hardware_catalog import hardware_names, hardware_record, load_hardware
+from moeplan.files.catalog.hardware_catalog import hardware_names, hardware_record, load_hardware
 from moeplan.files.locate import data_folder
 from moeplan.provenance import Kind, Tier
 

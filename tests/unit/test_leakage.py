@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from moeplan.calibrate.leakage import leakage
 from moeplan.cli import main
 from moeplan.errors import InputError
-from moeplan.files.run_ledger import hashes, ledger_rows, read_ledger, write_ledger
+from moeplan.files.runs.run_ledger import hashes, ledger_rows, read_ledger, write_ledger
 
 RUN: dict[str, Any] = {
     "run_id": "a", "source": "somewhere", "licence": "MIT", "measured_on": "2026-01-01", "model": "Qwen3-30B-A3B",
@@ -78,7 +78,7 @@ def test_accuracy_counts_only_what_was_not_fitted(tmp_path: Path, monkeypatch: p
     fresh = RUN | {"run_id": "new", "concurrency": 4.0}
     pd.DataFrame([RUN, fresh]).to_csv(runs, index=False)
     write_ledger(ledger, ledger_rows("serving", [RUN], "intervals"))
-    monkeypatch.setattr("moeplan.files.run_ledger.shipped_ledger", lambda: ledger)
+    monkeypatch.setattr("moeplan.files.runs.run_ledger.shipped_ledger", lambda: ledger)
     result = CliRunner().invoke(main, ["accuracy", str(runs), "--json"])
     report = json.loads(result.stdout)
     assert report["metrics"]["tpot"]["n"] == 2

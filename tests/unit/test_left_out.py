@@ -10,7 +10,7 @@ import pytest
 
 from moeplan.calibrate.left_out import leave_out
 from moeplan.calibrate.serving_runs import Answer, RowResult
-from moeplan.files.model_data import load_model_error
+from moeplan.files.catalog.model_data import load_model_error
 from moeplan.planner.intervals import exact
 from moeplan.provenance import Tier
 from moeplan.report.serving_accuracy import serving_sections

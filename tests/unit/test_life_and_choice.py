@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moeplan.costs.scaling import Choice, dense_equivalent_params, loss, optimum
-from moeplan.files.scaling_laws import load_scaling_laws
-from moeplan.planner import alternatives as alt
-from moeplan.planner.lifecycle import Service, commitment_rest, demand_factor, first_month_cheaper, serve
+from moeplan.files.catalog.scaling_laws import load_scaling_laws
+from moeplan.planner.money import alternatives as alt
+from moeplan.planner.money.lifecycle import Service, commitment_rest, demand_factor, first_month_cheaper, serve
 from moeplan.provenance import Kind, Source
 from moeplan.spec.plan import AlternativesResult, Q, ServingResult
 from moeplan.spec.prices import ApiOffer, Commitment, Market, Money, Offer, Ownership

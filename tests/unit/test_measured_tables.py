@@ -10,9 +10,9 @@ import pytest
 
 from moeplan.calibrate.tables import cut, read
 from moeplan.errors import InputError
-from moeplan.files.hardware_catalog import hardware_of_gpu, load_hardware
-from moeplan.files.measured_tables import JOURNAL, Entry, Journal, write_tables
-from moeplan.files.op_tables import TableFile
+from moeplan.files.catalog.hardware_catalog import hardware_of_gpu, load_hardware
+from moeplan.files.runs.measured_tables import JOURNAL, Entry, Journal, write_tables
+from moeplan.files.runs.op_tables import TableFile
 from moeplan.measure.plan import OPS, cases
 
 MACHINE = {"gpu": "NVIDIA H200", "torch": "2.11.0", "card": {"driver": "580"}}

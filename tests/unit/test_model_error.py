@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from moeplan.calibrate.model_error import Errors, cross_coverage, gather, learn, learn_all
 from moeplan.calibrate.serving_runs import Answer, RowResult
 from moeplan.cli import main
-from moeplan.files.model_data import load_model_error, model_error_text
+from moeplan.files.catalog.model_data import load_model_error, model_error_text
 from moeplan.planner.intervals import exact
 from moeplan.provenance import Tier
 from moeplan.spec.uncertainty import LogError, ModelError

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from moeplan.errors import InputError
-from moeplan.files.locate import data_folder
-from moeplan.files.model_catalog import (
+from moeplan.files.catalog.model_catalog import (
     count_notes,
     load_model,
     model_names,
     model_record,
     unusable_models,
 )
-from moeplan.files.models.fields import HARMLESS
+from moeplan.files.catalog.models.fields import HARMLESS
+from moeplan.files.locate import data_folder
 from moeplan.spec.model import MoeMlp
 from moeplan.spec.precision import FORMATS
 
@@ -155,7 +155,7 @@ def test_harmless_words_hold_no_size() -> None:
 
 def test_reading_needs_no_numeric_library() -> None:
     code = (
-        "import sys; from moeplan.files.model_catalog import load_model; load_model('DeepSeek-V3');"
+        "import sys; from moeplan.files.catalog.model_catalog import load_model; load_model('DeepSeek-V3');"
         "print(sorted({'numpy', 'numba', 'scipy', 'pandas', 'pydantic'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from moeplan.errors import InputError
-from moeplan.files.models.checkpoint import checkpoint_format
-from moeplan.files.models.fields import Fields
+from moeplan.files.catalog.models.checkpoint import checkpoint_format
+from moeplan.files.catalog.models.fields import Fields
 from moeplan.spec.model import CheckpointFormat
 
 

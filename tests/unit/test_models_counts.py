@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeplan.files.model_catalog import load_model, model_names
-from moeplan.files.models.reader import read_model
+from moeplan.files.catalog.model_catalog import load_model, model_names
+from moeplan.files.catalog.models.reader import read_model
 from moeplan.spec.kv import cache_growth, kv_bytes_per_sequence, kv_bytes_per_token, state_bytes_per_sequence
 from moeplan.spec.model import LatentAttention, LinearAttention, SoftmaxAttention, StateSpace
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moeplan.errors import InputError
+from moeplan.files.catalog.model_catalog import load_model, model_names
+from moeplan.files.catalog.models.reader import read_model
 from moeplan.files.locate import data_folder
-from moeplan.files.model_catalog import load_model, model_names
-from moeplan.files.models.reader import read_model
 
 DROP = object()
 

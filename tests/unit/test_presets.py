@@ -11,9 +11,9 @@ import yaml
 from step_cases import moe
 
 from moeplan.costs.choices import layer_choices
-from moeplan.files.model_catalog import load_model
-from moeplan.files.model_data import default_routing
-from moeplan.files.resolve_routing import presets
+from moeplan.files.catalog.model_catalog import load_model
+from moeplan.files.catalog.model_data import default_routing
+from moeplan.files.scenario.resolve_routing import presets
 from moeplan.spec.routing import Popularity, RoutingAssumption
 
 FOLDER = Path(str(files("moeplan"))) / "data" / "routing"

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from moeplan.errors import InputError
-from moeplan.files import price_catalog as prices
-from moeplan.files.hardware_catalog import hardware_names
+from moeplan.files.catalog import price_catalog as prices
+from moeplan.files.catalog.hardware_catalog import hardware_names
 from moeplan.provenance import Kind
 
 DATE = re.compile(r"20\d\d(-\d\d(-\d\d)?)?")

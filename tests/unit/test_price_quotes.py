@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from moeplan.cli import main
-from moeplan.files import price_catalog as prices
-from moeplan.files.model_catalog import load_model
-from moeplan.files.price_match import serves
+from moeplan.files.catalog import price_catalog as prices
+from moeplan.files.catalog.model_catalog import load_model
+from moeplan.files.catalog.price_match import serves
 
 GPU = "name,hardware,n_gpus,term,value,unit,price_date,source\n"
 GOOD = GPU + "mycloud/h200,h200-sxm,8,on_demand,2.10,USD/GPU/h,2026-11-20,mail from sales\n"

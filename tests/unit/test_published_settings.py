@@ -7,7 +7,7 @@ import math
 import pytest
 
 from moeplan.calibrate.published_settings import _benchmarks, published_settings
-from moeplan.files.engine_defaults import ENGINE_FIELDS
+from moeplan.files.catalog.engine_defaults import ENGINE_FIELDS
 
 ROW = {
     "notes": "InferenceX random dataset",

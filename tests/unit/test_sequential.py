@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest, norm
 
-from moeplan.planner.sequential import changes, mean_interval, scores, thinned, threshold
+from moeplan.planner.watch.sequential import changes, mean_interval, scores, thinned, threshold
 
 
 def test_scores_of_an_unchanged_series_are_standard_normal() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from moeplan.files.load import load
+from moeplan.planner.answers.surface import Surface, interpolated, surface
 from moeplan.planner.plan import simulate
-from moeplan.planner.surface import Surface, interpolated, surface
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["serving.traffic.requests=400"]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeplan.errors import InputError
-from moeplan.files import trace
-from moeplan.files.trace import read_trace
+from moeplan.files.scenario import trace
+from moeplan.files.scenario.trace import read_trace
 
 REQUESTS = st.lists(st.tuples(st.floats(0, 1e6), st.integers(1, 10**6), st.integers(1, 10**6)), min_size=1, max_size=30)
 

@@ -9,9 +9,9 @@ from moeplan.calibrate import training_fit
 from moeplan.calibrate.training_fit import Fact, facts, fit_clocks, fit_host
 from moeplan.calibrate.training_runs import predict_row, routing_of, training_of
 from moeplan.costs.host import DEFAULTS
-from moeplan.files.hardware_catalog import load_hardware
-from moeplan.files.model_data import load_model_error
-from moeplan.files.training_fits import read_training_fits
+from moeplan.files.catalog.hardware_catalog import load_hardware
+from moeplan.files.catalog.model_data import load_model_error
+from moeplan.files.catalog.training_fits import read_training_fits
 from moeplan.provenance import Tier
 
 ROW = {

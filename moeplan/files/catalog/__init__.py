@@ -1,0 +1,1 @@
+"""What is known and shipped: devices and their fits, models, prices, engines, learnt errors."""

@@ -1,0 +1,1 @@
+"""Dollars and energy of a plan: bill, budget, alternatives, lifetime, advice."""

@@ -1,0 +1,1 @@
+"""Many plans: comparison, search, sweeps, sensitivity."""

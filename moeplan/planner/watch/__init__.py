@@ -1,0 +1,1 @@
+"""Production against a plan: sequential tests, daily patterns, what happened."""
