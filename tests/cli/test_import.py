@@ -10,9 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-
-from moeplan.cli import main
-from tests.import_cases import (
+from import_cases import (
     AIPERF,
     GUIDELLM,
     INFERENCEX,
@@ -23,6 +21,8 @@ from tests.import_cases import (
     VLLM,
     aiperf_request,
 )
+
+from moeplan.cli import main
 
 HERE = ("--hardware", "h200-sxm", "--n-gpus", "1", "--tp", "1")
 MODEL = ("--model", "Qwen3-30B-A3B")

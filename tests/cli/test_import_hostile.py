@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from import_cases import AIPERF, GUIDELLM, INFERENCEX, LLMPERF, SGLANG, VLLM
 
 from moeplan.cli import main
 from moeplan.errors import InputError
 from moeplan.files.runs.imports import table
 from moeplan.files.runs.imports.document import documents
 from moeplan.files.runs.imports.row import Setup
-from tests.import_cases import AIPERF, GUIDELLM, INFERENCEX, LLMPERF, SGLANG, VLLM
 
 ALL = {"vllm": VLLM, "sglang": SGLANG, "aiperf": AIPERF, "guidellm": GUIDELLM, "llmperf": LLMPERF, "x": INFERENCEX}
 STATED = ("--hardware", "h200-sxm", "--engine", "vllm", "--model", "Qwen3-30B-A3B")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, embedded_json, opened, table_values
 from click.testing import CliRunner
 
 from moeplan.cli import main
@@ -18,7 +19,6 @@ from moeplan.planner.search.sweep import Sweep
 from moeplan.report.page import Page, Section, Sentence, inert_json, render
 from moeplan.report.plan_page import at
 from moeplan.report.sweep_page import sweep_page
-from tests.browser import CHROMIUM, embedded_json, opened, table_values
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "scenarios/quickstart.yaml")
