@@ -94,6 +94,12 @@ def test_sglang_lengths_are_what_was_sent(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_sglang_client_of_tensorrt_llm_with_a_cap(tmp_path: Path) -> None:
+    """The client's name of a back end is not the engine's; a cap on requests in flight is told."""
+    frame = imported(tmp_path, json.dumps(SGLANG | {"backend": "trt", "max_concurrency": 8}) + "\n", *HERE, *MODEL)
+    cell(frame, engine="trtllm", load="poisson", notes="at most 8 requests in flight")
+
+
 def test_sglang_infinite_rate_as_python_writes_it(tmp_path: Path) -> None:
     text = json.dumps(SGLANG | {"request_rate": float("inf"), "max_concurrency": 32})
     cell(imported(tmp_path, text + "\n", *HERE, *MODEL), load="closed_loop", concurrency=32)

@@ -31,33 +31,45 @@ def latency_ms(document: Document, name: str, *, scale: float = 1.0, suffix: str
     return Latency(mean, p50 if p50 is not None else document.number(f"p50_{name}{suffix}", scale=scale), p90, p99)
 
 
+def results(one: Document, setup: Setup, *, e2e: str, note: str = "") -> Benchmark:
+    """What both serving clients report under the same names; ``e2e`` is theirs for the end-to-end latency."""
+    cap = one.number("max_concurrency")
+    if setup.load == "poisson" and cap is not None:
+        note = f"at most {cap:.0f} requests in flight"
+    return Benchmark(
+        line=one.line,
+        setup=setup,
+        ttft=latency_ms(one, "ttft"),
+        tpot=latency_ms(one, "tpot"),
+        itl=latency_ms(one, "itl"),
+        e2e=latency_ms(one, e2e),
+        output_tokens_per_s=one.number("output_throughput"),
+        input_tokens_per_s=one.number("input_throughput"),
+        duration_s=one.number("duration"),
+        completed=one.number("completed"),
+        failed=one.number("failed"),
+        note=note,
+    )
+
+
+def lengths(one: Document) -> dict[str, float | None]:
+    """Mean tokens of a request as sent: options give the ends of a range at best."""
+    completed = one.number("completed")
+    totals = {name: one.number(f"total_{name}") for name in ("input_tokens", "output_tokens")}
+    return {name: per_request(total, completed) for name, total in totals.items()}
+
+
 def _read(documents: Iterable[Document]) -> Iterator[Benchmark]:
     for one in documents:
-        completed = one.number("completed")
-        cap = one.number("max_concurrency")
         setup = Setup(
             model=one.name("model_id") or None,
             # any OpenAI-like server can be behind the other back ends
             engine="vllm" if one.name("backend") == "vllm" else None,
-            input_tokens=per_request(one.number("total_input_tokens"), completed),
-            output_tokens=per_request(one.number("total_output_tokens"), completed),
             measured_on=one.date("date"),
+            **lengths(one),  # type: ignore[arg-type]
             **arrivals(one),  # type: ignore[arg-type]
         )
-        capped = setup.load == "poisson" and cap is not None
-        yield Benchmark(
-            line=one.line,
-            setup=setup,
-            ttft=latency_ms(one, "ttft"),
-            tpot=latency_ms(one, "tpot"),
-            itl=latency_ms(one, "itl"),
-            e2e=latency_ms(one, "e2el"),
-            output_tokens_per_s=one.number("output_throughput"),
-            duration_s=one.number("duration"),
-            completed=completed,
-            failed=one.number("failed"),
-            note=f"at most {cap:.0f} requests in flight" if capped else "",
-        )
+        yield results(one, setup, e2e="e2el")
 
 
 FORMAT = Format("vllm bench serve", _recognises, _read)
